@@ -1,0 +1,1 @@
+"""Product and query embeddings: trained, judged and stored."""

@@ -1,0 +1,1 @@
+"""Worlds, variants, A/B tests, reports and the command line."""

@@ -1,0 +1,61 @@
+"""What a click model is given: impressions as arrays.
+
+Shape letters: N rows (one impression each), F sparse features, C dense columns, L history length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Impressions turned into arrays, one row each, by a fitted ``FeaturePipeline``.
+
+    Products and queries are named by their row in the pipeline's catalogue (``product_ids`` and
+    ``query_ids`` of ``FeaturePipeline``), so vectors are joined by row number and never copied
+    into rows. -1 stands for a product or query that the catalogue does not have.
+    """
+
+    sparse_names: tuple[str, ...]
+    """Names of the sparse features, in column order of ``sparse_NF``."""
+    sparse_NF: NDArray[np.int32]
+    """Row of each value in its feature's vocabulary; 0 is out-of-vocabulary."""
+    vocabulary_sizes: tuple[int, ...]
+    """Rows of each sparse feature's table, out-of-vocabulary included."""
+    dense_names: tuple[str, ...]
+    """Names of the dense columns, in column order of ``dense_NC``."""
+    dense_NC: NDArray[np.float32]
+    """Transformed dense values, finite."""
+    product_N: NDArray[np.int32]
+    """Catalogue row of the product, -1 if unknown."""
+    query_N: NDArray[np.int32]
+    """Catalogue row of the query, -1 if unknown or absent."""
+    history_NL: NDArray[np.int32]
+    """Catalogue rows of products bought in the window strictly before the impression, newest
+    first, padded with -1."""
+    user_N: NDArray[np.int64]
+    """A code for the user, for grouped metrics and clustered intervals; 0.. in order of
+    appearance, and all distinct where the table has no user_id."""
+    request_N: NDArray[np.int64]
+    """A code for the request."""
+    time_us_N: NDArray[np.int64]
+    """Microseconds since the epoch, UTC."""
+    label_N: NDArray[np.float32] | None
+    """1 where clicked, else 0; None where the table has no labels (scoring)."""
+    purchased_N: NDArray[np.float32] | None = None
+    """1 where bought, else 0; None where unknown."""
+
+    def __len__(self) -> int:
+        return len(self.product_N)
+
+    def take(self, row_N: NDArray[np.integer] | slice) -> Examples:
+        """Return the rows ``row_N`` (indices, a boolean mask or a slice), in that order."""
+        per_row = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self,
+            **{k: v[row_N] for k, v in per_row.items() if isinstance(v, np.ndarray)},
+        )
