@@ -1,0 +1,46 @@
+# Commands of adtower. `make help` lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SEED ?= 0
+DATA ?= ../shared/data
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format bench reproduce-homedepot clean
+
+help: ## Print this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements.lock pyproject.toml setup.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" ACCELERATOR="$(ACCELERATOR)" bash setup.sh
+	@touch $(READY)
+
+setup: $(READY) ## Install the locked requirements into .venv (TORCH_INDEX=, ACCELERATOR=cuda)
+
+demo: $(READY) ## The whole line on a generated grocery world: runs/demo/report.html
+	$(BIN)/adtower demo --out runs/demo --seed $(SEED) --overwrite
+
+test: $(READY) ## The tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY) ## The slow tests
+	$(BIN)/python -m pytest -m "slow"
+
+check: $(READY) ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY) ## Let ruff format and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Speed of each stage, as ratios to a peer in the same run
+	$(BIN)/adtower bench --json runs/bench/metrics.json
+
+reproduce-homedepot: $(READY) ## Home Depot queries and labels, import to report (DATA=folder with homedepot_relevance/)
+	$(BIN)/adtower reproduce homedepot --source $(DATA) --out runs/reproduce-homedepot --overwrite
+
+clean: ## Remove runs and caches, not the environment
+	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
