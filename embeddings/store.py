@@ -1,0 +1,260 @@
+"""Vectors by id, on disk and memory-mapped, with a manifest that says where they came from.
+
+A store is a folder of ``vectors.npy``, ``ids.json`` and ``manifest.json``. Opening one compares the
+SHA-256 of both files with the manifest before a value is used: a flipped bit loads without a
+murmur otherwise.
+
+Shape letters: V vectors of a store, D embedding size, N ids looked up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+FORMAT = "adtower-vectors-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a store says about its vectors."""
+
+    format: str
+    """Version of this layout."""
+    kind: str
+    """What was embedded and how, such as ``product/multimodal``."""
+    encoder_fingerprint: str
+    """Names the model that made the vectors."""
+    data_fingerprint: str
+    """Names the table that was embedded; empty where nobody said."""
+    count: int
+    dim: int
+    dtype: str
+    unit_length: bool
+    """Whether every row has length 1 (rows of zeros aside)."""
+    vectors_sha256: str
+    ids_sha256: str
+
+
+class VectorStore:
+    """Read-only vectors looked up by id; a ``features.embedding_join.VectorTable``."""
+
+    def __init__(
+        self, ids: Sequence[str], vectors_VD: NDArray[np.float32], manifest: Manifest
+    ) -> None:
+        self.ids = tuple(ids)
+        self.vectors_VD = vectors_VD
+        self.manifest = manifest
+        self._row_by_id = {key: row for row, key in enumerate(self.ids)}
+
+    @classmethod
+    def from_arrays(
+        cls,
+        ids: Sequence[str],
+        vectors_VD: NDArray[np.floating],
+        *,
+        kind: str,
+        encoder_fingerprint: str,
+        data_fingerprint: str = "",
+    ) -> Self:
+        """Hold vectors in memory, checked as strictly as those on disk.
+
+        Args:
+            ids: One distinct id a row.
+            vectors_VD: Finite vectors, shape (V, D); kept as float32.
+            kind: What was embedded and how, such as ``product/multimodal``.
+            encoder_fingerprint: Names the model that made them.
+            data_fingerprint: Names the table that was embedded.
+
+        Raises:
+            ValueError: If shapes disagree, an id repeats, or a value is NaN or infinite.
+        """
+        vectors_VD = np.ascontiguousarray(vectors_VD, np.float32)
+        if vectors_VD.ndim != 2 or len(ids) != len(vectors_VD):
+            raise ValueError(
+                f"{len(ids)} ids go with vectors of shape {vectors_VD.shape}; "
+                "there must be one row an id"
+            )
+        _refuse_repeats(ids)
+        finite_V = np.isfinite(vectors_VD).all(axis=1)
+        if not finite_V.all():
+            row = int(np.argmin(finite_V))
+            raise ValueError(
+                f"the vector of id {ids[row]!r} (row {row}) holds NaN or infinity; "
+                "did training diverge?"
+            )
+        length_V = np.linalg.norm(vectors_VD, axis=1)
+        manifest = Manifest(
+            format=FORMAT,
+            kind=kind,
+            encoder_fingerprint=encoder_fingerprint,
+            data_fingerprint=data_fingerprint,
+            count=len(ids),
+            dim=vectors_VD.shape[1],
+            dtype="float32",
+            unit_length=bool(np.all((np.abs(length_V - 1) < 1e-3) | (length_V == 0))),
+            vectors_sha256=hashlib.sha256(vectors_VD.tobytes()).hexdigest(),
+            ids_sha256=hashlib.sha256(_ids_bytes(ids)).hexdigest(),
+        )
+        return cls(ids, vectors_VD, manifest)
+
+    @classmethod
+    def write_(
+        cls,
+        folder: str | Path,
+        ids: Sequence[str],
+        vectors_VD: NDArray[np.floating],
+        *,
+        kind: str,
+        encoder_fingerprint: str,
+        data_fingerprint: str = "",
+    ) -> Self:
+        """Write a store, whole or not at all, and open it.
+
+        An existing store at ``folder`` is replaced; any other folder there is left alone.
+
+        Raises:
+            ValueError: As ``from_arrays``, or if ``folder`` exists and is not a store.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / "manifest.json").is_file():
+            raise ValueError(f"{folder} exists and is not a vector store; name another folder")
+        store = cls.from_arrays(
+            ids,
+            vectors_VD,
+            kind=kind,
+            encoder_fingerprint=encoder_fingerprint,
+            data_fingerprint=data_fingerprint,
+        )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            np.save(unfinished / "vectors.npy", store.vectors_VD)
+            (unfinished / "ids.json").write_bytes(_ids_bytes(ids))
+            (unfinished / "manifest.json").write_text(
+                json.dumps(asdict(store.manifest), indent=1), encoding="utf-8"
+            )
+            publish_(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path, expect_fingerprint: str | None = None) -> Self:
+        """Open a store, memory-mapped.
+
+        Args:
+            folder: Where ``write_`` put it.
+            expect_fingerprint: Refuse unless this is the store's ``fingerprint`` or the
+                fingerprint of the encoder that made it.
+
+        Raises:
+            ValueError: If the folder is no store, a file was damaged, or other vectors were
+                expected.
+        """
+        folder = Path(folder)
+        if not (folder / "manifest.json").is_file():
+            raise ValueError(f"{folder} has no manifest.json, so it is not a vector store")
+        try:
+            manifest = Manifest(**json.loads((folder / "manifest.json").read_text("utf-8")))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{folder}/manifest.json is damaged: {error}") from error
+        if manifest.format != FORMAT:
+            raise ValueError(f"{folder} has format {manifest.format!r}; this reader knows {FORMAT}")
+        ids_bytes = (folder / "ids.json").read_bytes()
+        _refuse_damage(folder / "ids.json", ids_bytes, manifest.ids_sha256)
+        try:
+            vectors_VD = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{folder}/vectors.npy cannot be read: {error}") from error
+        _refuse_damage(folder / "vectors.npy", vectors_VD, manifest.vectors_sha256)
+        ids = json.loads(ids_bytes)
+        if vectors_VD.shape != (manifest.count, manifest.dim) or len(ids) != manifest.count:
+            raise ValueError(
+                f"{folder} holds {len(ids)} ids and vectors of shape {vectors_VD.shape}, but its "
+                f"manifest says ({manifest.count}, {manifest.dim}); write the store again"
+            )
+        store = cls(ids, vectors_VD, manifest)
+        if expect_fingerprint not in (None, store.fingerprint, manifest.encoder_fingerprint):
+            raise ValueError(
+                f"{folder} holds vectors {store.fingerprint[:12]} of encoder "
+                f"{manifest.encoder_fingerprint[:12]}, but {expect_fingerprint[:12]} was expected; "
+                "were the products embedded again after the click model was trained?"
+            )
+        return store
+
+    @property
+    def dim(self) -> int:
+        """The embedding size D."""
+        return self.manifest.dim
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 that changes with any id, value or encoder of the store."""
+        content = json.dumps(asdict(self.manifest), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def row_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return each id's row, or -1 where the id is unknown, shape (N,)."""
+        lookup = self._row_by_id
+        return np.fromiter((lookup.get(key, -1) for key in ids), np.int64, count=len(ids))
+
+    def to_parquet_(self, path: str | Path) -> Path:
+        """Write the store as a parquet table: id, vector (a list of D floats)."""
+        path = Path(path)
+        table = pl.DataFrame(
+            {"id": list(self.ids), "vector": np.asarray(self.vectors_VD)},
+            schema={"id": pl.String, "vector": pl.Array(pl.Float32, self.dim)},
+        )
+        unfinished = path.with_name(f".{path.name}.part")
+        table.write_parquet(unfinished)
+        unfinished.replace(path)
+        return path
+
+
+def publish_(unfinished: Path, folder: Path) -> None:
+    """Give a finished folder its final name, after its bytes have reached the disk."""
+    for file in unfinished.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        folder.rename(old / "old")
+        unfinished.rename(folder)
+        shutil.rmtree(old)
+    else:
+        unfinished.rename(folder)
+    folder.chmod(0o755)
+
+
+def _ids_bytes(ids: Sequence[str]) -> bytes:
+    return json.dumps(list(ids), ensure_ascii=False).encode()
+
+
+def _refuse_damage(path: Path, content: bytes | NDArray[np.float32], expected: str) -> None:
+    raw = content if isinstance(content, bytes) else memoryview(np.ascontiguousarray(content))
+    if hashlib.sha256(raw).hexdigest() != expected:
+        raise ValueError(
+            f"{path} does not have the SHA-256 of its manifest: the file was damaged or replaced; "
+            "write the store again"
+        )
+
+
+def _refuse_repeats(ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for row, key in enumerate(ids):
+        if key in seen:
+            raise ValueError(f"id {key!r} appears twice (second time in row {row})")
+        seen.add(key)

