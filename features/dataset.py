@@ -1,0 +1,385 @@
+"""Open, split and write datasets: a folder of parquet tables with a ``dataset.toml``.
+
+Tables are read when first asked for, checked for what would make training impossible or wrong,
+and handed out in the contract's types (``features.columns``). ``features.check`` looks further.
+
+Shape letters: N rows of the impressions table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import fsspec
+import numpy as np
+import polars as pl
+from fsspec.core import url_to_fs
+from numpy.typing import NDArray
+
+from features.columns import (
+    TABLE_COLUMNS,
+    as_frame,
+    canonical,
+    column_violations,
+    refuse_errors,
+)
+from features.schema import (
+    SPEC_FILE,
+    TABLE_NAMES,
+    DatasetSpec,
+    TableFiles,
+    format_spec,
+    parse_spec,
+    write_spec,
+)
+
+TABLE_NEEDS = {
+    "products": "product_id, title and what else is known of each product",
+    "queries": "query_id, query",
+    "relevance": "query_id, product_id, label (0, 1, 2), source",
+    "impressions": "request_id, time, user_id, query_id, product_id, position, clicked",
+    "events": "user_id, product_id, time, kind",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Impressions by time. The rows keep the table's order."""
+
+    train: pl.DataFrame
+    validation: pl.DataFrame
+    test: pl.DataFrame
+    boundaries: tuple[datetime, datetime]
+    """First moment of validation and first moment of test, UTC."""
+    train_row_N: NDArray[np.int64]
+    """Rows of the impressions table that became ``train``."""
+    validation_row_N: NDArray[np.int64]
+    """Rows of the impressions table that became ``validation``."""
+    test_row_N: NDArray[np.int64]
+    """Rows of the impressions table that became ``test``."""
+
+
+class Dataset:
+    """Tables of one catalogue and its log, with the spec that says what they mean.
+
+    Use ``Dataset.open`` for a folder and ``Dataset.from_tables`` for tables in memory.
+    """
+
+    def __init__(
+        self, spec: DatasetSpec, *, folder: str | None, frames: dict[str, pl.DataFrame]
+    ) -> None:
+        self.spec = spec
+        self.folder = folder
+        """Where the dataset lies (path or URI); None for tables in memory."""
+        self._raw: dict[str, pl.DataFrame] = dict(frames)
+        self._tables: dict[str, pl.DataFrame] = {}
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Open a dataset folder, local or any fsspec URI. No table is read yet.
+
+        Raises:
+            ValueError: If the folder or its ``dataset.toml`` is absent or wrong, or a table that
+                it names does not exist.
+        """
+        where = str(folder).rstrip("/")
+        spec_uri = f"{where}/{SPEC_FILE}"
+        filesystem, path = url_to_fs(spec_uri)
+        if not filesystem.isfile(path):
+            raise ValueError(
+                f"{spec_uri} does not exist; a dataset is a folder with parquet tables and a "
+                f"{SPEC_FILE} that names them"
+            )
+        spec = parse_spec(filesystem.read_text(path, encoding="utf-8"), spec_uri)
+        dataset = cls(spec, folder=where, frames={})
+        for name in TABLE_NAMES:
+            if dataset.has(name):
+                dataset.files(name)
+        return dataset
+
+    @classmethod
+    def from_tables(cls, spec: DatasetSpec, **tables: Any) -> Self:
+        """Make a dataset of polars, pandas or Arrow tables in memory.
+
+        Raises:
+            ValueError: If a table's name is unknown or it is not a table.
+        """
+        _refuse_unknown_tables(tables)
+        return cls(
+            spec, folder=None, frames={name: as_frame(table) for name, table in tables.items()}
+        )
+
+    def has(self, table: str) -> bool:
+        """Say whether the dataset has this table."""
+        _refuse_unknown_tables([table])
+        if self.folder is None:
+            return table in self._raw
+        return getattr(self.spec.tables, table) is not None
+
+    def require(self, *tables: str, needed_for: str) -> None:
+        """Refuse to go on without some tables.
+
+        Raises:
+            ValueError: Naming the missing tables and what needs them.
+        """
+        missing = [table for table in tables if not self.has(table)]
+        if missing:
+            listed = "; ".join(f"{table} ({TABLE_NEEDS[table]})" for table in missing)
+            raise ValueError(
+                f"{needed_for} needs {_enumerate(missing)}, which dataset {self.spec.name!r} does "
+                f"not have: {listed}. Add the file and name it under [tables] in {SPEC_FILE}"
+            )
+
+    def table(self, name: str) -> pl.DataFrame:
+        """Return a table in the contract's types, read and checked once.
+
+        Raises:
+            ValueError: If the table is absent or empty, lacks a column, or has a wrong type, a
+                value outside the allowed set or (products, queries) an id twice. All such
+                problems of the table are named together.
+        """
+        if name not in self._tables:
+            raw = self.raw_table(name)
+            if raw.is_empty():
+                raise ValueError(f"table {name} of dataset {self.spec.name!r} has no rows")
+            refuse_errors(column_violations(name, raw))
+            self._tables[name] = canonical(name, raw)
+        return self._tables[name]
+
+    def raw_table(self, name: str) -> pl.DataFrame:
+        """Return a table as it was given, unchecked; ``features.check`` starts here.
+
+        Raises:
+            ValueError: If the dataset does not have the table, or it is not parquet.
+        """
+        self.require(name, needed_for="this step")
+        if name not in self._raw:
+            self._raw[name] = _read_parquet(self.files(name))
+        return self._raw[name]
+
+    def column_names(self, name: str) -> list[str]:
+        """Return a table's columns without reading its rows.
+
+        Raises:
+            ValueError: If the dataset does not have the table, or it is not parquet.
+        """
+        self.require(name, needed_for="this step")
+        if name in self._raw:
+            return self._raw[name].columns
+        return _read_columns(self.files(name)[0])
+
+    def files(self, name: str) -> list[str]:
+        """Return the parquet files of a table, in order; none for a table in memory.
+
+        Raises:
+            ValueError: If a file that the spec names does not exist.
+        """
+        named = getattr(self.spec.tables, name)
+        if self.folder is None or named is None:
+            return []
+        absolute = "://" in named or Path(named).is_absolute()
+        uri = named if absolute else f"{self.folder}/{named}"
+        filesystem, path = url_to_fs(uri)
+        if filesystem.isfile(path):
+            return [uri]
+        parts = filesystem.glob(f"{path}/**/*.parquet") if filesystem.isdir(path) else []
+        if not parts:
+            raise ValueError(
+                f"table {name} is missing: {SPEC_FILE} names {named!r} but there is no such file "
+                f"or folder of parquet files at {uri}"
+            )
+        return [filesystem.unstrip_protocol(str(part)) for part in sorted(map(str, parts))]
+
+    def split(self) -> Split:
+        """Cut the impressions by time into training, validation and test.
+
+        A request goes where its first row falls, whole. With fractions, the boundaries are the
+        times that leave the named share of rows behind them; rows of equal time stay together.
+
+        Raises:
+            ValueError: If a part would be empty or would hold only clicks or only non-clicks.
+        """
+        table = self.table("impressions")
+        start_us_N = (
+            table.select(pl.col("time").min().over("request_id").cast(pl.Int64))
+            .to_series()
+            .to_numpy()
+        )
+        validation_us, test_us = self._boundaries_us(start_us_N)
+        parts = {
+            "training": np.flatnonzero(start_us_N < validation_us),
+            "validation": np.flatnonzero((start_us_N >= validation_us) & (start_us_N < test_us)),
+            "test": np.flatnonzero(start_us_N >= test_us),
+        }
+        boundaries = (_moment(validation_us), _moment(test_us))
+        frames = {name: table[row_N] for name, row_N in parts.items()}
+        for name, frame in frames.items():
+            _refuse_useless_part(name, frame, table, boundaries)
+        return Split(
+            train=frames["training"],
+            validation=frames["validation"],
+            test=frames["test"],
+            boundaries=boundaries,
+            train_row_N=parts["training"],
+            validation_row_N=parts["validation"],
+            test_row_N=parts["test"],
+        )
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all table files (or of the tables in memory), as hex digits."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name in TABLE_NAMES:
+                if not self.has(name):
+                    continue
+                digest.update(name.encode())
+                if self.folder is None:
+                    digest.update(self._raw[name].write_ipc(None).getvalue())
+                for uri in self.files(name):
+                    with fsspec.open(uri, "rb") as file:
+                        digest.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _boundaries_us(self, start_us_N: NDArray[np.int64]) -> tuple[int, int]:
+        rule = self.spec.split
+        if rule.validation_start is not None and rule.test_start is not None:
+            return _microseconds(rule.validation_start), _microseconds(rule.test_start)
+        sorted_N = np.sort(start_us_N)
+        rows = len(sorted_N)
+        test_row = int(round(rows * (1 - rule.test_fraction)))
+        validation_row = int(round(rows * (1 - rule.test_fraction - rule.validation_fraction)))
+        return int(sorted_N[min(validation_row, rows - 1)]), int(sorted_N[min(test_row, rows - 1)])
+
+
+def write_dataset(
+    folder: str | Path, spec: DatasetSpec, *, overwrite: bool = False, **tables: Any
+) -> Path:
+    """Write a new dataset folder: everything, or nothing if it is interrupted.
+
+    Args:
+        folder: Where; must not exist, unless ``overwrite``, which replaces it whole.
+        spec: What the dataset says of itself; its ``tables`` are set to the files written.
+        overwrite: Replace what is there.
+        **tables: Polars, pandas or Arrow tables by name (``products=...``).
+
+    Raises:
+        ValueError: If the folder exists, no table is given, or a name is unknown.
+    """
+    _refuse_unknown_tables(tables)
+    folder = Path(folder)
+    if not tables:
+        raise ValueError("write_dataset was given no table")
+    if folder.exists() and not overwrite:
+        raise ValueError(f"{folder} exists already; choose another folder or pass overwrite")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        named = TableFiles(**{name: f"{name}.parquet" for name in tables})
+        for name, table in tables.items():
+            as_frame(table).write_parquet(draft / f"{name}.parquet", compression="zstd")
+        write_spec(spec.model_copy(update={"tables": named}), draft / SPEC_FILE)
+        draft.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+    finally:
+        if draft.exists():
+            shutil.rmtree(draft)
+    return folder
+
+
+def write_into_dataset(folder: str | Path, spec: DatasetSpec, **tables: Any) -> Path:
+    """Add tables to a dataset folder, or replace some of its tables; the others stay.
+
+    Each file appears whole, and ``dataset.toml`` last, so a reader never meets half a table.
+
+    Args:
+        folder: An existing dataset folder.
+        spec: The new ``dataset.toml``; its ``tables`` are the old ones and those written.
+        **tables: Polars, pandas or Arrow tables by name.
+
+    Raises:
+        ValueError: If the folder is no dataset, or a name is unknown.
+    """
+    _refuse_unknown_tables(tables)
+    folder = Path(folder)
+    old = Dataset.open(folder).spec.tables
+    for name, table in tables.items():
+        draft = folder / f".{name}.parquet.part"
+        as_frame(table).write_parquet(draft, compression="zstd")
+        draft.replace(folder / f"{name}.parquet")
+    named = old.model_copy(update={name: f"{name}.parquet" for name in tables})
+    draft = folder / f".{SPEC_FILE}.part"
+    draft.write_text(format_spec(spec.model_copy(update={"tables": named})), encoding="utf-8")
+    draft.replace(folder / SPEC_FILE)
+    return folder
+
+
+def _read_parquet(uris: list[str]) -> pl.DataFrame:
+    frames = []
+    for uri in uris:
+        try:
+            with fsspec.open(uri, "rb") as file:
+                frames.append(pl.read_parquet(file))  # type: ignore[arg-type]
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise ValueError(f"{uri} cannot be read as parquet: {error}") from error
+    try:
+        return frames[0] if len(frames) == 1 else pl.concat(frames, how="vertical")
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"the parts of {uris[0]} do not fit together: {error}") from error
+
+
+def _read_columns(uri: str) -> list[str]:
+    try:
+        with fsspec.open(uri, "rb") as file:
+            return list(pl.read_parquet_schema(file))  # type: ignore[arg-type]
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{uri} cannot be read as parquet: {error}") from error
+
+
+def _refuse_unknown_tables(tables: Any) -> None:
+    unknown = sorted(set(tables) - set(TABLE_COLUMNS))
+    if unknown:
+        raise ValueError(f"unknown table {_enumerate(unknown)}; there are {', '.join(TABLE_NAMES)}")
+
+
+def _refuse_useless_part(
+    name: str, frame: pl.DataFrame, table: pl.DataFrame, boundaries: tuple[datetime, datetime]
+) -> None:
+    first, last = table["time"].min(), table["time"].max()
+    where = (
+        f"impressions run from {first} to {last}, validation starts at {boundaries[0]} and test "
+        f"at {boundaries[1]}"
+    )
+    if frame.is_empty():
+        raise ValueError(
+            f"the {name} part of the impressions is empty: {where}; change [split] in {SPEC_FILE}"
+        )
+    clicks = int(frame["clicked"].sum())
+    if clicks in (0, len(frame)):
+        raise ValueError(
+            f"impressions.clicked is {0 if clicks == 0 else 1} in all {len(frame)} rows of the "
+            f"{name} part: nothing can be learned or measured from one class ({where}). Are "
+            "non-clicked impressions logged, and is the split where you want it?"
+        )
+
+
+def _enumerate(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _microseconds(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000 + moment.microsecond
+
+
+def _moment(us: int) -> datetime:
+    seconds, rest = divmod(us, 1_000_000)
+    return datetime.fromtimestamp(seconds, tz=UTC).replace(microsecond=rest)

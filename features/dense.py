@@ -1,0 +1,130 @@
+"""Numeric features: standardised on training rows, with missing values marked.
+
+NaN and infinities are refused, never repaired: null is how a table says "missing".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+MAX_DEVIATIONS = 10.0
+"""Values further from the mean count as this far, so one absurd price cannot drown a batch."""
+
+SKEW_FOR_LOG = 1.0
+"""Moment skewness beyond which a column is taken on the log scale; an exponential has 2."""
+
+
+class DenseTransform:
+    """One numeric column made fit for a network.
+
+    Columns of one sign's long tail (skewness above 1 on the training rows, as prices and counts
+    have) go through ``sign(x) log(1 + |x|)``; then the training mean is subtracted and the
+    training standard deviation divided out. Null becomes 0, the mean, and where training rows had
+    nulls a second column says so.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.log_ = False
+        self.mean_ = 0.0
+        self.scale_ = 1.0
+        self.has_missing_ = False
+
+    def fit(self, values: pl.Series) -> Self:
+        """Learn scale and location from the training rows, shape (N,).
+
+        Raises:
+            ValueError: If the type is not a number, or a value is NaN, infinite or too large.
+        """
+        present = finite_values(values, self.name).drop_nulls().to_numpy()
+        self.has_missing_ = len(present) < len(values)
+        self.log_ = _skewness(present) > SKEW_FOR_LOG
+        scaled = _signed_log(present) if self.log_ else present
+        if len(scaled):
+            self.mean_ = float(scaled.mean())
+            # A column that never changes says nothing: it becomes 0, whatever its value.
+            spread = float(scaled.std())
+            self.scale_ = spread if spread > 1e-12 * max(1.0, abs(self.mean_)) else 1.0
+        return self
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the columns that ``transform`` returns."""
+        return (self.name, f"{self.name}.missing") if self.has_missing_ else (self.name,)
+
+    def transform(self, values: pl.Series) -> NDArray[np.float32]:
+        """Return the standardised column and, if there is one, the missing mask, shape (N, 1 or 2).
+
+        Raises:
+            ValueError: If the type is not a number, or a value is NaN or infinite.
+        """
+        given = finite_values(values, self.name)
+        missing_N = given.is_null().to_numpy()
+        value_N = given.fill_null(0.0).to_numpy()
+        if self.log_:
+            value_N = _signed_log(value_N)
+        value_N = np.clip((value_N - self.mean_) / self.scale_, -MAX_DEVIATIONS, MAX_DEVIATIONS)
+        value_N = np.where(missing_N, 0.0, value_N)
+        columns = [value_N, missing_N] if self.has_missing_ else [value_N]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fitted transform as JSON-ready data."""
+        return {
+            "name": self.name,
+            "log": self.log_,
+            "mean": self.mean_,
+            "scale": self.scale_,
+            "has_missing": self.has_missing_,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Return the transform that ``to_dict`` described."""
+        transform = cls(data["name"])
+        transform.log_ = bool(data["log"])
+        transform.mean_ = float(data["mean"])
+        transform.scale_ = float(data["scale"])
+        transform.has_missing_ = bool(data["has_missing"])
+        return transform
+
+
+def finite_values(values: pl.Series, name: str) -> pl.Series:
+    """Return a numeric column as Float64; null stays null.
+
+    Raises:
+        ValueError: If the type is not a number, or a value is NaN, infinite or beyond 1e100.
+    """
+    if not (values.dtype.is_numeric() or values.dtype in (pl.Boolean, pl.Null)):
+        raise ValueError(
+            f"dense feature {name!r} has type {values.dtype}; it must be a number "
+            "(list it under sparse if it is a category)"
+        )
+    numbers = values.cast(pl.Float64)
+    # NaN compares as larger than any number in polars, so one bound finds it too.
+    wrong = (numbers.is_nan() | (numbers.abs() > 1e100)).fill_null(False)
+    if wrong.any():
+        row = int(wrong.arg_max() or 0)
+        raise ValueError(
+            f"dense feature {name!r} is {numbers[row]} in row {row} ({int(wrong.sum())} such rows "
+            "in all); a missing value must be null, and a number finite (a division by zero?)"
+        )
+    return numbers
+
+
+def _signed_log(value_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sign(value_N) * np.log1p(np.abs(value_N))
+
+
+def _skewness(value_N: NDArray[np.float64]) -> float:
+    """Third standardised moment; 0 for a symmetric or constant column."""
+    if len(value_N) == 0 or value_N.max() == value_N.min():
+        return 0.0
+    # Scaled first: cubes of large numbers overflow.
+    centred_N = (value_N - value_N.mean()) / np.abs(value_N).max()
+    spread = float(np.sqrt(np.mean(centred_N**2)))
+    return float(np.mean(centred_N**3)) / spread**3 if spread > 0 else 0.0

@@ -1,0 +1,94 @@
+"""Categorical features: values to rows of an embedding table.
+
+Row 0 is out-of-vocabulary: values unseen or rare in training, and null. Frequent values follow,
+the most frequent first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+
+class Vocabulary:
+    """The values of one categorical feature that training showed often enough.
+
+    Args:
+        min_count: Training rows in which a value must appear to get a row of its own; rarer
+            values share row 0, which so learns what a stranger is worth.
+    """
+
+    def __init__(self, *, min_count: int = 2) -> None:
+        if min_count < 1:
+            raise ValueError(f"min_count is {min_count}; it must be 1 (keep all) or more")
+        self.min_count = min_count
+        self.values_: list[str] = []
+
+    def fit(self, values: pl.Series) -> Self:
+        """Count the values of the training rows, shape (N,).
+
+        Raises:
+            ValueError: If the type is not text, a whole number or a boolean.
+        """
+        counts = as_text(values).drop_nulls().alias("value").value_counts(name="count")
+        kept = counts.filter(pl.col("count") >= self.min_count)
+        # Ties are broken by value, so that the same rows give the same table in any order.
+        self.values_ = kept.sort(["count", "value"], descending=[True, False])["value"].to_list()
+        return self
+
+    @property
+    def size(self) -> int:
+        """Rows of the table, out-of-vocabulary included."""
+        return len(self.values_) + 1
+
+    def transform(self, values: pl.Series) -> NDArray[np.int32]:
+        """Return each value's row, 0 where it is unknown, rare or null, shape (N,).
+
+        Raises:
+            ValueError: If the type is not text, a whole number or a boolean.
+        """
+        return rows_of(self.values_, as_text(values)) + np.int32(1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fitted vocabulary as JSON-ready data."""
+        return {"min_count": self.min_count, "values": self.values_}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Return the vocabulary that ``to_dict`` described."""
+        vocabulary = cls(min_count=data["min_count"])
+        vocabulary.values_ = list(data["values"])
+        return vocabulary
+
+
+def as_text(values: pl.Series) -> pl.Series:
+    """Return categorical values as text: ``3`` becomes "3" and ``True`` becomes "true".
+
+    Raises:
+        ValueError: If the type is not text, a whole number or a boolean.
+    """
+    dtype = values.dtype
+    if dtype == pl.String:
+        return values
+    if dtype in (pl.Categorical, pl.Enum, pl.Boolean, pl.Null) or dtype.is_integer():
+        return values.cast(pl.String)
+    raise ValueError(
+        f"sparse feature {values.name!r} has type {dtype}; it must be text, a whole number or a "
+        "boolean (a whole number with gaps becomes a decimal in pandas: cast it to Int64)"
+    )
+
+
+def rows_of(known: list[str], values: pl.Series) -> NDArray[np.int32]:
+    """Return the place of each text value in a list of distinct ones, -1 where absent or null."""
+    table = pl.DataFrame(
+        {"value": pl.Series(known, dtype=pl.String), "row": np.arange(len(known), dtype=np.int32)}
+    )
+    rows = (
+        pl.DataFrame({"value": values.alias("value")})
+        .join(table, on="value", how="left", maintain_order="left")
+        .get_column("row")
+    )
+    return rows.fill_null(-1).to_numpy()
