@@ -14,7 +14,7 @@ Three sources of noise are told apart:
 What is not in it: other training data. A p-value or interval uses Student's t with the degrees of
 freedom of Welch and Satterthwaite, so that two seeds are not mistaken for many.
 
-Shape letters: N impressions, S seeds, U users, M clicked rows.
+Shape letters: N impressions, S seeds, U users.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from ranking.metrics import check_group, check_scores, count_classes
 
@@ -80,7 +80,7 @@ class Estimate:
             return self.value, self.value
         logit = math.log(self.value / (1 - self.value))
         margin = quantile * self.standard_error / (self.value * (1 - self.value))
-        return _sigmoid(logit - margin), _sigmoid(logit + margin)
+        return float(special.expit(logit - margin)), float(special.expit(logit + margin))
 
     @property
     def p_value(self) -> float:
@@ -255,8 +255,8 @@ def clustered_variance(
     deviation_N = component_N - np.where(click_N, mean_click, mean_non_click)
     click_U = np.bincount(user_N[click_N], deviation_N[click_N], users) / clicks
     non_click_U = np.bincount(user_N[~click_N], deviation_N[~click_N], users) / non_clicks
-    with_clicks = np.count_nonzero(np.bincount(user_N[click_N], minlength=users))
-    with_non_clicks = np.count_nonzero(np.bincount(user_N[~click_N], minlength=users))
+    with_clicks = int(np.count_nonzero(np.bincount(user_N[click_N], minlength=users)))
+    with_non_clicks = int(np.count_nonzero(np.bincount(user_N[~click_N], minlength=users)))
     for count, what in ((with_clicks, "a click"), (with_non_clicks, "a non-click")):
         if count < 2:
             raise ValueError(
@@ -295,7 +295,3 @@ def _with_seed_noise(
         return Estimate(value=value, standard_error=0.0, degrees_of_freedom=float(users - 1))
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     return Estimate(value=value, standard_error=math.sqrt(variance), degrees_of_freedom=freedom)
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit))
