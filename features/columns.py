@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import polars as pl
 
+from features.violation import Violation, first_where
+
 TIME_DTYPE = pl.Datetime("us", "UTC")
 
 Kind = Literal[
@@ -20,32 +22,6 @@ Kind = Literal[
 
 EVENT_KINDS = ("purchase", "click", "cart")
 LABEL_SOURCES = ("human", "llm", "judge", "rule")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Violation:
-    """One thing wrong with a dataset."""
-
-    table: str
-    column: str | None
-    """None where the whole table is meant."""
-    row: int | None
-    """First offending row, from 0; None where no single row is to blame."""
-    problem: str
-    """What is wrong, with the value."""
-    advice: str
-    """What is allowed, or the likely cause."""
-    count: int = 1
-    """Offending rows in all."""
-    severity: Literal["error", "warning"] = "error"
-    """An error must be mended before training; a warning should be understood."""
-
-    def __str__(self) -> str:
-        place = self.table if self.column is None else f"{self.table}.{self.column}"
-        if self.row is not None:
-            place += f", row {self.row}"
-        more = f" ({self.count} rows in all)" if self.count > 1 else ""
-        return f"{place}: {self.problem}{more}; {self.advice}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,24 +149,6 @@ def canonical(table: str, frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(casts)
 
 
-def first_where(mask: pl.Series) -> tuple[int, int]:
-    """Return the first true row of a boolean series and how many are true; (-1, 0) if none is."""
-    hit = mask.fill_null(False)
-    count = int(hit.sum())
-    return (int(hit.arg_max() or 0), count) if count else (-1, 0)
-
-
-def refuse_errors(violations: Sequence[Violation]) -> None:
-    """Raise one error that names every violation of severity "error"; warnings pass.
-
-    Raises:
-        ValueError: If there is any.
-    """
-    errors = [str(violation) for violation in violations if violation.severity == "error"]
-    if errors:
-        raise ValueError("\n".join(errors))
-
-
 def _violations_of(table: str, column: Column, values: pl.Series) -> list[Violation]:
     if not _has_type(values.dtype, column.kind) and not (
         values.dtype == pl.Null and column.nullable
@@ -271,7 +229,7 @@ def _in_range(values: pl.Series, kind: Kind) -> pl.Series:
     """Where a value is allowed; null where it is null."""
     match kind:
         case "flag":
-            return pl.Series(values.dtype == pl.Boolean) | values.cast(pl.Int64).is_between(0, 1)
+            return (values.cast(pl.Int8) if values.dtype == pl.Boolean else values).is_between(0, 1)
         case "label":
             return values.is_between(0, 2)
         case "position":

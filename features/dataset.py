@@ -11,24 +11,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import fsspec
-import numpy as np
 import polars as pl
 from fsspec.core import url_to_fs
-from numpy.typing import NDArray
 
-from features.columns import (
-    TABLE_COLUMNS,
-    as_frame,
-    canonical,
-    column_violations,
-    refuse_errors,
-)
+from features.columns import TABLE_COLUMNS, as_frame, canonical, column_violations
 from features.schema import (
     SPEC_FILE,
     TABLE_NAMES,
@@ -38,6 +28,8 @@ from features.schema import (
     parse_spec,
     write_spec,
 )
+from features.split import Split, split_by_time
+from features.violation import refuse_errors
 
 TABLE_NEEDS = {
     "products": "product_id, title and what else is known of each product",
@@ -46,23 +38,6 @@ TABLE_NEEDS = {
     "impressions": "request_id, time, user_id, query_id, product_id, position, clicked",
     "events": "user_id, product_id, time, kind",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Impressions by time. The rows keep the table's order."""
-
-    train: pl.DataFrame
-    validation: pl.DataFrame
-    test: pl.DataFrame
-    boundaries: tuple[datetime, datetime]
-    """First moment of validation and first moment of test, UTC."""
-    train_row_N: NDArray[np.int64]
-    """Rows of the impressions table that became ``train``."""
-    validation_row_N: NDArray[np.int64]
-    """Rows of the impressions table that became ``validation``."""
-    test_row_N: NDArray[np.int64]
-    """Rows of the impressions table that became ``test``."""
 
 
 class Dataset:
@@ -200,37 +175,10 @@ class Dataset:
     def split(self) -> Split:
         """Cut the impressions by time into training, validation and test.
 
-        A request goes where its first row falls, whole. With fractions, the boundaries are the
-        times that leave the named share of rows behind them; rows of equal time stay together.
-
         Raises:
             ValueError: If a part would be empty or would hold only clicks or only non-clicks.
         """
-        table = self.table("impressions")
-        start_us_N = (
-            table.select(pl.col("time").min().over("request_id").cast(pl.Int64))
-            .to_series()
-            .to_numpy()
-        )
-        validation_us, test_us = self._boundaries_us(start_us_N)
-        parts = {
-            "training": np.flatnonzero(start_us_N < validation_us),
-            "validation": np.flatnonzero((start_us_N >= validation_us) & (start_us_N < test_us)),
-            "test": np.flatnonzero(start_us_N >= test_us),
-        }
-        boundaries = (_moment(validation_us), _moment(test_us))
-        frames = {name: table[row_N] for name, row_N in parts.items()}
-        for name, frame in frames.items():
-            _refuse_useless_part(name, frame, table, boundaries)
-        return Split(
-            train=frames["training"],
-            validation=frames["validation"],
-            test=frames["test"],
-            boundaries=boundaries,
-            train_row_N=parts["training"],
-            validation_row_N=parts["validation"],
-            test_row_N=parts["test"],
-        )
+        return split_by_time(self.table("impressions"), self.spec.split)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of all table files (or of the tables in memory), as hex digits."""
@@ -247,16 +195,6 @@ class Dataset:
                         digest.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
-
-    def _boundaries_us(self, start_us_N: NDArray[np.int64]) -> tuple[int, int]:
-        rule = self.spec.split
-        if rule.validation_start is not None and rule.test_start is not None:
-            return _microseconds(rule.validation_start), _microseconds(rule.test_start)
-        sorted_N = np.sort(start_us_N)
-        rows = len(sorted_N)
-        test_row = int(round(rows * (1 - rule.test_fraction)))
-        validation_row = int(round(rows * (1 - rule.test_fraction - rule.validation_fraction)))
-        return int(sorted_N[min(validation_row, rows - 1)]), int(sorted_N[min(test_row, rows - 1)])
 
 
 def write_dataset(
@@ -351,35 +289,5 @@ def _refuse_unknown_tables(tables: Any) -> None:
         raise ValueError(f"unknown table {_enumerate(unknown)}; there are {', '.join(TABLE_NAMES)}")
 
 
-def _refuse_useless_part(
-    name: str, frame: pl.DataFrame, table: pl.DataFrame, boundaries: tuple[datetime, datetime]
-) -> None:
-    first, last = table["time"].min(), table["time"].max()
-    where = (
-        f"impressions run from {first} to {last}, validation starts at {boundaries[0]} and test "
-        f"at {boundaries[1]}"
-    )
-    if frame.is_empty():
-        raise ValueError(
-            f"the {name} part of the impressions is empty: {where}; change [split] in {SPEC_FILE}"
-        )
-    clicks = int(frame["clicked"].sum())
-    if clicks in (0, len(frame)):
-        raise ValueError(
-            f"impressions.clicked is {0 if clicks == 0 else 1} in all {len(frame)} rows of the "
-            f"{name} part: nothing can be learned or measured from one class ({where}). Are "
-            "non-clicked impressions logged, and is the split where you want it?"
-        )
-
-
 def _enumerate(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _microseconds(moment: datetime) -> int:
-    return int(moment.timestamp()) * 1_000_000 + moment.microsecond
-
-
-def _moment(us: int) -> datetime:
-    seconds, rest = divmod(us, 1_000_000)
-    return datetime.fromtimestamp(seconds, tz=UTC).replace(microsecond=rest)

@@ -30,11 +30,7 @@ def purchases_of(events: pl.DataFrame | None, impressions: pl.DataFrame | None) 
     if events is not None:
         return events.filter(pl.col("kind") == "purchase").select(columns)
     if impressions is not None and "purchased" in impressions.columns:
-        return (
-            impressions.filter(pl.col("purchased") == 1)
-            .select(columns)
-            .drop_nulls(["user_id"])
-        )
+        return impressions.filter(pl.col("purchased") == 1).select(columns).drop_nulls(["user_id"])
     return pl.DataFrame(
         schema={"user_id": pl.String, "product_id": pl.String, "time": pl.Datetime("us", "UTC")}
     )

@@ -147,10 +147,10 @@ class DatasetSpec(BaseModel):
     """What reports call this dataset."""
     simulated: bool = False
     """True where the clicks come from a simulator; reports then say so."""
-    tables: TableFiles = TableFiles()
-    features: FeatureNames = FeatureNames()
-    split: SplitRule = SplitRule()
-    history: HistoryWindow = HistoryWindow()
+    tables: TableFiles = Field(default_factory=TableFiles)
+    features: FeatureNames = Field(default_factory=FeatureNames)
+    split: SplitRule = Field(default_factory=SplitRule)
+    history: HistoryWindow = Field(default_factory=HistoryWindow)
 
 
 def load_spec(path: str | Path) -> DatasetSpec:
@@ -205,7 +205,9 @@ def _toml(value: object) -> str:
 def _refuse_unusable_feature(name: str) -> None:
     table, dot, column = name.rpartition(".")
     if name in OUTCOMES:
-        raise ValueError(f"feature {name!r} is an outcome of the impression: it would leak the label")
+        raise ValueError(
+            f"feature {name!r} is an outcome of the impression: it would leak the label"
+        )
     if not dot:
         return
     if table == "time":
