@@ -18,17 +18,15 @@ Shape letters: R requests, K candidates a request, S ad slots, U users.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from rich.table import Table
 
-from experiments.assignment import SRM_THRESHOLD, assign_arm, srm_check
+from experiments.ab_result import AbResult
+from experiments.assignment import assign_arm, srm_check
 from experiments.lift import Lift, ratio_lift
 
 Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]
@@ -39,13 +37,29 @@ CLICK_STREAM = 71
 """Sets the draws of clicks apart from every other use of the run's seed."""
 
 
+METRICS = {
+    "ctr": ("clicks", "impressions", 1.0),
+    "cvr": ("purchases", "clicks", 1.0),
+    "rpm": ("revenue", "impressions", 1000.0),
+    "cpc": ("revenue", "clicks", 1.0),
+    "welfare": ("value", "impressions", 1000.0),
+    "relevance": ("relevance", "impressions", 1.0),
+}
+"""Numerator, denominator and factor of each metric."""
+
+
 class Requests(Protocol):
     """Requests drawn from a world."""
 
-    user_R: NDArray[Any]
-    """The user of each request: the unit of assignment."""
-    candidate_RK: NDArray[np.integer]
-    """Candidates of each request, -1 where there are fewer than K."""
+    @property
+    def user_R(self) -> NDArray[Any]:
+        """The user of each request: the unit of assignment."""
+        ...
+
+    @property
+    def candidate_RK(self) -> NDArray[np.integer]:
+        """Candidates of each request, -1 where there are fewer than K."""
+        ...
 
 
 class Outcome(Protocol):
@@ -55,127 +69,41 @@ class Outcome(Protocol):
     to its advertiser, and ``relevance_RS``, the true grade of what is shown.
     """
 
-    shown_RS: NDArray[np.integer]
-    """What each slot shows; -1 where it stays empty."""
-    price_micros_RS: NDArray[Any]
-    """Paid if clicked."""
-    p_click_RS: NDArray[np.floating]
-    """True probability of a click, examination included."""
-    p_purchase_RS: NDArray[np.floating]
-    """True probability of a purchase after a click."""
+    @property
+    def shown_RS(self) -> NDArray[np.integer]:
+        """What each slot shows; -1 where it stays empty, and the other arrays do not count."""
+        ...
+
+    @property
+    def price_micros_RS(self) -> NDArray[Any]:
+        """Paid if clicked."""
+        ...
+
+    @property
+    def p_click_RS(self) -> NDArray[np.floating]:
+        """True probability of a click, examination included."""
+        ...
+
+    @property
+    def p_purchase_RS(self) -> NDArray[np.floating]:
+        """True probability of a purchase after a click."""
+        ...
 
 
 class Marketplace(Protocol):
     """What the simulated A/B test needs of a world; ``experiments.marketplace`` provides one."""
 
-    def draw_requests(self, n: int, seed: int) -> Any:
-        """Draw ``n`` new requests (a ``Requests``)."""
+    def draw_requests(self, n: int, seed: int) -> Requests:
+        """Draw ``n`` new requests, the same for the same seed."""
         ...
 
     def candidate_table(self, requests: Any) -> pl.DataFrame:
         """Return one raw row a candidate, request by request: all R x K, or without padding."""
         ...
 
-    def run(self, requests: Any, pctr_RK: NDArray[np.float64]) -> Any:
-        """Hold the auctions with these predictions and return an ``Outcome``."""
+    def run(self, requests: Any, pctr_RK: NDArray[np.float64]) -> Outcome:
+        """Hold the auctions with these predictions."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class AbResult:
-    """A finished A/B test."""
-
-    lifts: dict[str, Lift]
-    """The lift of each metric, by its name."""
-    undefined: dict[str, str] = field(default_factory=dict)
-    """Metrics that could not be compared, and why (no purchase in an arm, say)."""
-    n_requests: int
-    """Requests, each ranked by both models."""
-    n_users: int
-    """Users of both arms."""
-    users_control: int
-    """Users in the control arm."""
-    users_treatment: int
-    """Users in the treatment arm."""
-    srm_p_value: float
-    """Of the sample-ratio check."""
-    confidence: float
-    """Of each lift's interval, one metric at a time."""
-    salt: str
-    """Names the assignment."""
-
-    @property
-    def srm_failed(self) -> bool:
-        """Whether the arms' sizes are too unequal for chance; then believe no lift."""
-        return self.srm_p_value < SRM_THRESHOLD
-
-    def verdict(self) -> str:
-        """Say in a sentence what the treatment does to each metric."""
-        if self.srm_failed:
-            return (
-                f"The split is broken: {self.users_control:,} users in control and "
-                f"{self.users_treatment:,} in treatment (sample-ratio p = {self.srm_p_value:.2g}). "
-                "No lift of this test should be believed."
-            )
-        parts = []
-        for lift in self.lifts.values():
-            how = (
-                "raises" if lift.low > 0 else "lowers" if lift.high < 0 else "does not clearly move"
-            )
-            parts.append(f"{how} {lift.name} ({_percent(lift)})")
-        return f"The treatment {'; '.join(parts)}."
-
-    def to_metrics(self) -> dict[str, float]:
-        """Return every figure under ``"ab.METRIC.FIGURE"``, flat; undefined ones are left out."""
-        out: dict[str, float] = {}
-        for name, lift in self.lifts.items():
-            figures = {k: v for k, v in asdict(lift).items() if k != "name" and v is not None}
-            out |= {f"ab.{name}.{key}": float(value) for key, value in figures.items()}
-        return out | {
-            "ab.requests": float(self.n_requests),
-            "ab.users": float(self.n_users),
-            "ab.users_control": float(self.users_control),
-            "ab.users_treatment": float(self.users_treatment),
-            "ab.srm_p_value": self.srm_p_value,
-        }
-
-    def to_json(self) -> str:
-        """Return the result as JSON; ``from_json`` gives back an equal one."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> AbResult:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: If the text is not JSON, or fields are missing or unknown.
-        """
-        data = json.loads(text)
-        try:
-            lifts = {name: Lift(**lift) for name, lift in data.pop("lifts").items()}
-            return cls(lifts=lifts, **data)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"not an A/B result of this version of adtower ({error}); simulate again"
-            ) from error
-
-    def table(self) -> Table:
-        """Return a rich table, one row a metric, the truth beside the estimate."""
-        table = Table(title=f"A/B over {self.n_users:,} users, {self.n_requests:,} requests")
-        table.add_column("metric")
-        for header in ("control", "treatment", f"lift ({self.confidence:.0%})", "true lift"):
-            table.add_column(header, justify="right")
-        for name, lift in self.lifts.items():
-            table.add_row(
-                name,
-                f"{lift.control:.4f}",
-                f"{lift.treatment:.4f}",
-                _percent(lift).replace("[", r"\["),
-                "" if lift.true is None else f"{lift.true:+.1%}",
-            )
-        for name, why in self.undefined.items():
-            table.add_row(name, "", "", f"undefined: {why}", "")
-        return table
 
 
 def simulate_ab(
@@ -247,17 +175,6 @@ def simulate_ab(
     )
 
 
-METRICS = {
-    "ctr": ("clicks", "impressions", 1.0),
-    "cvr": ("purchases", "clicks", 1.0),
-    "rpm": ("revenue", "impressions", 1000.0),
-    "cpc": ("revenue", "clicks", 1.0),
-    "welfare": ("value", "impressions", 1000.0),
-    "relevance": ("relevance", "impressions", 1.0),
-}
-"""Numerator, denominator and factor of each metric."""
-
-
 def _lifts(
     seen_U: dict[str, NDArray],
     treated_U: NDArray[np.bool_],
@@ -270,29 +187,37 @@ def _lifts(
     for name, (numerator, denominator, factor) in METRICS.items():
         if numerator not in seen_U:
             continue
+        empty = _empty_arm(seen_U[numerator], treated_U, numerator)
+        if empty is not None:
+            undefined[name] = empty
+            continue
         ratio_c = expected_c[numerator].sum() / expected_c[denominator].sum()
         ratio_t = expected_t[numerator].sum() / expected_t[denominator].sum()
-        try:
-            lifts[name] = ratio_lift(
-                name,
-                factor * seen_U[numerator],
-                seen_U[denominator],
-                treated_U,
-                confidence=confidence,
-                true=float(ratio_t / ratio_c - 1) if ratio_c > 0 else None,
-            )
-        except ValueError as error:
-            undefined[name] = str(error)
+        lifts[name] = ratio_lift(
+            name,
+            factor * seen_U[numerator],
+            seen_U[denominator],
+            treated_U,
+            confidence=confidence,
+            true=float(ratio_t / ratio_c - 1),
+        )
     return lifts, undefined
 
 
-def _expected(outcome: Any) -> dict[str, NDArray[np.float64]]:
+def _empty_arm(total_U: NDArray, treated_U: NDArray[np.bool_], what: str) -> str | None:
+    for arm, mask_U in (("control", ~treated_U), ("treatment", treated_U)):
+        if not total_U[mask_U].sum() > 0:
+            return f"no {what} in the {arm} arm"
+    return None
+
+
+def _expected(outcome: Outcome) -> dict[str, NDArray[np.float64]]:
     """Exact expectations of each request, shape (R,) each."""
     return _counts(outcome, outcome.p_click_RS, outcome.p_click_RS * outcome.p_purchase_RS)
 
 
 def _observed(
-    outcome: Any, click_draw_RS: NDArray, purchase_draw_RS: NDArray
+    outcome: Outcome, click_draw_RS: NDArray, purchase_draw_RS: NDArray
 ) -> dict[str, NDArray[np.float64]]:
     """What each request would bring with these draws, shape (R,) each."""
     click_RS = click_draw_RS < outcome.p_click_RS
@@ -300,22 +225,27 @@ def _observed(
     return _counts(outcome, click_RS, purchase_RS)
 
 
-def _counts(outcome: Any, click_RS: NDArray, purchase_RS: NDArray) -> dict[str, NDArray]:
+def _counts(outcome: Outcome, click_RS: NDArray, purchase_RS: NDArray) -> dict[str, NDArray]:
     shown_RS = np.asarray(outcome.shown_RS) >= 0
     click_RS = np.where(shown_RS, click_RS, 0.0)
     counts = {
         "impressions": shown_RS.sum(axis=1).astype(np.float64),
         "clicks": click_RS.sum(axis=1),
-        "purchases": np.where(shown_RS, purchase_RS, 0.0).sum(axis=1),
-        "revenue": (click_RS * outcome.price_micros_RS).sum(axis=1) / MICROS,
+        "purchases": _sum(shown_RS, purchase_RS),
+        "revenue": _sum(shown_RS, click_RS * outcome.price_micros_RS) / MICROS,
     }
     value_micros_RS = getattr(outcome, "value_micros_RS", None)
     if value_micros_RS is not None:
-        counts["value"] = (click_RS * value_micros_RS).sum(axis=1) / MICROS
+        counts["value"] = _sum(shown_RS, click_RS * value_micros_RS) / MICROS
     relevance_RS = getattr(outcome, "relevance_RS", None)
     if relevance_RS is not None:
-        counts["relevance"] = np.where(shown_RS, relevance_RS, 0.0).sum(axis=1)
+        counts["relevance"] = _sum(shown_RS, relevance_RS)
     return counts
+
+
+def _sum(shown_RS: NDArray[np.bool_], value_RS: NDArray) -> NDArray[np.float64]:
+    """Sum over the filled slots of each request."""
+    return np.where(shown_RS, value_RS, 0.0).sum(axis=1)
 
 
 def _users(user_R: Any) -> tuple[list[str], NDArray[np.int64]]:
@@ -373,7 +303,3 @@ def _check_clicks(clicks_U: NDArray, impressions_U: NDArray, treated_U: NDArray)
                 "impressions: nothing can be compared. Draw more requests, or see whether the "
                 "reserve price keeps every slot empty"
             )
-
-
-def _percent(lift: Lift) -> str:
-    return f"{lift.lift:+.1%} [{lift.low:+.1%}, {lift.high:+.1%}]"
