@@ -139,7 +139,8 @@ def canonical(table: str, frame: pl.DataFrame) -> pl.DataFrame:
     """Cast a table without violations to the contract's types; other columns stay as they are.
 
     Ids and texts become String, times Datetime in microseconds UTC (a time without a zone is
-    taken as UTC), flags and labels Int8, positions Int32, micros Int64, shares Float64.
+    taken as UTC), flags and labels Int8, positions Int32, micros Int64, shares Float64. Numbers
+    outside the type's range, which ``column_violations`` reports, become null.
     """
     casts = [
         _cast(frame.get_column(column.name), column.kind)
@@ -255,13 +256,13 @@ def _cast(values: pl.Series, kind: Kind) -> pl.Series:
                 return values.dt.convert_time_zone("UTC").cast(TIME_DTYPE)
             return values.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
         case "flag" | "label":
-            return values.cast(pl.Int8)
+            return values.cast(pl.Int8, strict=False)
         case "position":
-            return values.cast(pl.Int32)
+            return values.cast(pl.Int32, strict=False)
         case "micros":
-            return values.cast(pl.Int64)
+            return values.cast(pl.Int64, strict=False)
         case "share":
-            return values.cast(pl.Float64)
+            return values.cast(pl.Float64, strict=False)
         case "image":
             return values if values.dtype != pl.Null else values.cast(pl.Binary)
 

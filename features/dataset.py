@@ -159,8 +159,7 @@ class Dataset:
         named = getattr(self.spec.tables, name)
         if self.folder is None or named is None:
             return []
-        absolute = "://" in named or Path(named).is_absolute()
-        uri = named if absolute else f"{self.folder}/{named}"
+        uri = self.locate(named)
         filesystem, path = url_to_fs(uri)
         if filesystem.isfile(path):
             return [uri]
@@ -171,6 +170,11 @@ class Dataset:
                 f"or folder of parquet files at {uri}"
             )
         return [filesystem.unstrip_protocol(str(part)) for part in sorted(map(str, parts))]
+
+    def locate(self, path: str) -> str:
+        """Return a path or URI of the dataset (a table, an image) from where we stand."""
+        absolute = "://" in path or Path(path).is_absolute() or self.folder is None
+        return path if absolute else f"{self.folder}/{path}"
 
     def split(self) -> Split:
         """Cut the impressions by time into training, validation and test.

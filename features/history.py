@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.schema import HistoryWindow
-from features.sparse import rows_of
+from features.sparse import ValueIndex
 
 DAY_US = 86_400_000_000
 
@@ -46,25 +46,25 @@ class PurchaseHistory:
     def __init__(self, window: HistoryWindow) -> None:
         self.window = window
 
-    def fit(self, purchases: pl.DataFrame, product_ids: list[str]) -> Self:
+    def fit(self, purchases: pl.DataFrame, products: ValueIndex) -> Self:
         """Sort the purchases; those of products outside the catalogue are left out.
 
         Args:
             purchases: user_id, product_id, time (UTC, microseconds), one row a purchase.
-            product_ids: The catalogue, in row order.
+            products: The catalogue's product ids.
         """
-        product_E = rows_of(product_ids, purchases["product_id"])
+        product_E = products.rows_of(purchases["product_id"])
         known_E = product_E >= 0
         bought = purchases.filter(pl.Series(known_E))
-        self.users_ = bought["user_id"].unique().sort().to_list()
-        user_E = rows_of(self.users_, bought["user_id"]).astype(np.int64)
+        self._users = ValueIndex(bought["user_id"].unique().sort().to_list())
+        user_E = self._users.rows_of(bought["user_id"]).astype(np.int64)
         time_us_E = bought["time"].cast(pl.Int64).to_numpy()
         product_E = product_E[known_E]
         # Product last: purchases of one moment keep one order, however the table was sorted.
         order_E = np.lexsort((product_E, time_us_E, user_E))
-        self.product_E_ = product_E[order_E].astype(np.int32)
-        self.times_us_ = np.unique(time_us_E)
-        self.key_E_ = self._key(user_E, np.searchsorted(self.times_us_, time_us_E))[order_E]
+        self._product_E = product_E[order_E].astype(np.int32)
+        self._times_us = np.unique(time_us_E)
+        self._key_E = self._key(user_E, np.searchsorted(self._times_us, time_us_E))[order_E]
         return self
 
     def transform(self, user_id: pl.Series, time_us_N: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -78,14 +78,14 @@ class PurchaseHistory:
             Newest first, padded with -1, shape (N, L). A purchase exactly ``window_days`` old
             still counts.
         """
-        user_N = rows_of(self.users_, user_id).astype(np.int64)
+        user_N = self._users.rows_of(user_id).astype(np.int64)
         window_us = self.window.window_days * DAY_US
         # Purchases before t are those whose moment ranks below the first moment not before t.
         end_N = np.searchsorted(
-            self.key_E_, self._key(user_N, np.searchsorted(self.times_us_, time_us_N))
+            self._key_E, self._key(user_N, np.searchsorted(self._times_us, time_us_N))
         )
         start_N = np.searchsorted(
-            self.key_E_, self._key(user_N, np.searchsorted(self.times_us_, time_us_N - window_us))
+            self._key_E, self._key(user_N, np.searchsorted(self._times_us, time_us_N - window_us))
         )
         history_NL = np.full((len(user_N), self.window.max_length), -1, np.int32)
         some_N = np.flatnonzero((user_N >= 0) & (end_N > start_N))
@@ -93,9 +93,9 @@ class PurchaseHistory:
             some_N = some_N[end_N[some_N] - place > start_N[some_N]]
             if not len(some_N):
                 break
-            history_NL[some_N, place] = self.product_E_[end_N[some_N] - 1 - place]
+            history_NL[some_N, place] = self._product_E[end_N[some_N] - 1 - place]
         return history_NL
 
     def _key(self, user: NDArray[np.int64], rank: NDArray[np.int64]) -> NDArray[np.int64]:
         """One sortable number for (user, rank of the moment)."""
-        return user * (len(self.times_us_) + 1) + rank
+        return user * (len(self._times_us) + 1) + rank

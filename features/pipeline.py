@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from features.columns import TABLE_COLUMNS, as_frame, canonical, column_violations
 from features.dataset import Dataset
-from features.dense import DenseTransform
+from features.dense import DenseTransform, finite_values
 from features.examples import Examples
 from features.history import PurchaseHistory, purchases_of
 from features.schema import SIDE_TABLE_KEYS, DatasetSpec
-from features.sparse import Vocabulary, rows_of
+from features.sparse import ValueIndex, Vocabulary
 from features.violation import refuse_errors
 
 FORMAT = 1
@@ -65,8 +65,7 @@ class FeaturePipeline:
             table: _side_table(dataset, table, self.spec.features.of_table(table))
             for table in SIDE_TABLE_KEYS
         }
-        self.product_ids_ = self._catalogue("products", train)
-        self.query_ids_ = self._catalogue("queries", train)
+        self._index = {table: self._catalogue(table, train) for table in SIDE_TABLE_KEYS}
         events = dataset.table("events") if dataset.has("events") else None
         log = dataset.table("impressions") if dataset.has("impressions") else None
         self._purchases = purchases_of(events, log)
@@ -80,6 +79,16 @@ class FeaturePipeline:
         }
         self._prepare()
         return self
+
+    @property
+    def product_ids_(self) -> list[str]:
+        """The catalogue's products, in the row order that ``Examples.product_N`` counts in."""
+        return self._index["products"].values
+
+    @property
+    def query_ids_(self) -> list[str]:
+        """The catalogue's queries, in the row order that ``Examples.query_N`` counts in."""
+        return self._index["queries"].values
 
     @property
     def sparse_names(self) -> tuple[str, ...]:
@@ -180,8 +189,10 @@ class FeaturePipeline:
         pipeline._side_tables = {
             table: pl.read_parquet(folder / f"{table}.parquet") for table in SIDE_TABLE_KEYS
         }
-        pipeline.product_ids_ = pipeline._side_tables["products"]["product_id"].to_list()
-        pipeline.query_ids_ = pipeline._side_tables["queries"]["query_id"].to_list()
+        pipeline._index = {
+            table: ValueIndex(pipeline._side_tables[table][key].to_list())
+            for table, key in SIDE_TABLE_KEYS.items()
+        }
         pipeline._purchases = pl.read_parquet(folder / "events.parquet")
         pipeline._vocabularies = {
             name: Vocabulary.from_dict(data["sparse"][name]) for name in pipeline.sparse_names
@@ -195,7 +206,9 @@ class FeaturePipeline:
 
     def _prepare(self) -> None:
         """Derive what is fast to look up from what was learned or loaded."""
-        self._history = PurchaseHistory(self.spec.history).fit(self._purchases, self.product_ids_)
+        self._history = PurchaseHistory(self.spec.history).fit(
+            self._purchases, self._index["products"]
+        )
         self._codes: dict[str, NDArray[Any]] = {}
         for name in (*self.sparse_names, *self.spec.features.dense):
             table, _, column = name.partition(".")
@@ -219,16 +232,15 @@ class FeaturePipeline:
         refuse_errors(column_violations("impressions", frame, names=known & set(frame.columns)))
         return canonical("impressions", frame)
 
-    def _catalogue(self, table: str, train: pl.DataFrame) -> list[str]:
+    def _catalogue(self, table: str, train: pl.DataFrame) -> ValueIndex:
         columns = self._side_tables[table]
         key = SIDE_TABLE_KEYS[table]
         ids = train[key].drop_nulls().unique().sort() if columns is None else columns[key]
-        return ids.to_list()
+        return ValueIndex(ids.to_list())
 
     def _catalogue_rows(self, frame: pl.DataFrame) -> dict[str, NDArray[np.int32]]:
         return {
-            "products": rows_of(self.product_ids_, frame["product_id"]),
-            "queries": rows_of(self.query_ids_, frame["query_id"]),
+            table: self._index[table].rows_of(frame[key]) for table, key in SIDE_TABLE_KEYS.items()
         }
 
     def _side_column(self, table: str, column: str) -> pl.Series:
@@ -256,7 +268,7 @@ class FeaturePipeline:
         table, dot, column = name.partition(".")
         if dot and table in SIDE_TABLE_KEYS:
             # Products not in the training rows are transformed too: find bad values now.
-            DenseTransform(name).fit(self._side_column(table, column))
+            finite_values(self._side_column(table, column), name)
         return DenseTransform(name).fit(self._column(name, train, rows))
 
     def _sparse_column(
@@ -299,8 +311,8 @@ def _codes(frame: pl.DataFrame, column: str) -> NDArray[np.int64]:
     if column not in frame.columns:
         return np.arange(len(frame), dtype=np.int64)
     values = frame[column]
-    distinct = values.drop_nulls().unique(maintain_order=True).to_list()
-    code_N = rows_of(distinct, values).astype(np.int64)
+    distinct = ValueIndex(values.drop_nulls().unique(maintain_order=True).to_list())
+    code_N = distinct.rows_of(values).astype(np.int64)
     stranger_N = code_N < 0
     code_N[stranger_N] = len(distinct) + np.arange(stranger_N.sum())
     return code_N

@@ -6,11 +6,52 @@ the most frequent first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+FEW = 2_000
+"""Below this many values a dictionary answers sooner than a join does."""
+
+
+class ValueIndex:
+    """The place of each of a list of distinct texts.
+
+    Raises:
+        ValueError: If a text is in the list twice.
+    """
+
+    def __init__(self, values: Sequence[str]) -> None:
+        self.values = list(values)
+        if len(self._place) != len(self.values):
+            raise ValueError(f"{len(self.values) - len(self._place)} of the values are repeated")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows_of(self, values: pl.Series) -> NDArray[np.int32]:
+        """Return each text's place, -1 where it is unknown or null, shape (N,)."""
+        if len(values) < FEW:
+            return np.array([self._place.get(value, -1) for value in values], np.int32)
+        rows = (
+            pl.DataFrame({"value": values.alias("value")})
+            .join(self._table, on="value", how="left", maintain_order="left")
+            .get_column("row")
+        )
+        return rows.fill_null(-1).to_numpy()
+
+    @cached_property
+    def _place(self) -> dict[str | None, int]:
+        return {value: row for row, value in enumerate(self.values)}
+
+    @cached_property
+    def _table(self) -> pl.DataFrame:
+        value = pl.Series(self.values, dtype=pl.String)
+        return pl.DataFrame({"value": value, "row": np.arange(len(self), dtype=np.int32)})
 
 
 class Vocabulary:
@@ -26,6 +67,7 @@ class Vocabulary:
             raise ValueError(f"min_count is {min_count}; it must be 1 (keep all) or more")
         self.min_count = min_count
         self.values_: list[str] = []
+        self._index = ValueIndex(())
 
     def fit(self, values: pl.Series) -> Self:
         """Count the values of the training rows, shape (N,).
@@ -37,6 +79,7 @@ class Vocabulary:
         kept = counts.filter(pl.col("count") >= self.min_count)
         # Ties are broken by value, so that the same rows give the same table in any order.
         self.values_ = kept.sort(["count", "value"], descending=[True, False])["value"].to_list()
+        self._index = ValueIndex(self.values_)
         return self
 
     @property
@@ -50,7 +93,7 @@ class Vocabulary:
         Raises:
             ValueError: If the type is not text, a whole number or a boolean.
         """
-        return rows_of(self.values_, as_text(values)) + np.int32(1)
+        return self._index.rows_of(as_text(values)) + np.int32(1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fitted vocabulary as JSON-ready data."""
@@ -61,6 +104,7 @@ class Vocabulary:
         """Return the vocabulary that ``to_dict`` described."""
         vocabulary = cls(min_count=data["min_count"])
         vocabulary.values_ = list(data["values"])
+        vocabulary._index = ValueIndex(vocabulary.values_)
         return vocabulary
 
 
@@ -79,16 +123,3 @@ def as_text(values: pl.Series) -> pl.Series:
         f"sparse feature {values.name!r} has type {dtype}; it must be text, a whole number or a "
         "boolean (a whole number with gaps becomes a decimal in pandas: cast it to Int64)"
     )
-
-
-def rows_of(known: list[str], values: pl.Series) -> NDArray[np.int32]:
-    """Return the place of each text value in a list of distinct ones, -1 where absent or null."""
-    table = pl.DataFrame(
-        {"value": pl.Series(known, dtype=pl.String), "row": np.arange(len(known), dtype=np.int32)}
-    )
-    rows = (
-        pl.DataFrame({"value": values.alias("value")})
-        .join(table, on="value", how="left", maintain_order="left")
-        .get_column("row")
-    )
-    return rows.fill_null(-1).to_numpy()
