@@ -1,0 +1,281 @@
+"""adtower's verbs as plain Python functions; the command line prints what they return."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from experiments.ab_test import AbResult
+from experiments.compare import Comparison
+from experiments.config import AbConfig, EmbedConfig, RunConfig
+from experiments.marketplace.world import make_world
+from experiments.pipeline import (
+    Run,
+    RunResult,
+    ab_between,
+    mean_over_seeds,
+    offline_metrics,
+)
+from experiments.pipeline import run as run
+from experiments.progress import Progress, Silent
+from experiments.records import read_json, write_json, write_metrics
+from experiments.run_folder import RunFolder
+from experiments.variants import find_variants
+from experiments.vectors import VectorMaker
+from features.dataset import Dataset
+from ranking.scorecard import click_metrics
+
+if TYPE_CHECKING:
+    from experiments.training import Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainings:
+    """Click models just trained, judged on validation rows; test rows were not looked at."""
+
+    folder: Path
+    metrics: dict[str, float]
+    """``NAME.validation_auc`` and the other measures on validation rows."""
+
+
+def demo(
+    out: Path,
+    *,
+    products: int = 3000,
+    requests: int = 60_000,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Make the grocery world and run the whole line on it.
+
+    Args:
+        out: The run's folder. The world is written beside it, as ``OUT-world``.
+        products: Size of the catalogue.
+        requests: Logged requests, eight impressions each.
+        seed: Of the world and of the run.
+        overwrite: Replace an earlier demo.
+        progress: Told of the stages.
+    """
+    out, progress = Path(out), progress or Silent()
+    world = out.with_name(f"{out.name}-world")
+    made_with = {"products": products, "requests": requests, "seed": seed}
+    recipe = world / "made_with.json"
+    if world.exists() and (not recipe.is_file() or read_json(recipe) != made_with):
+        if not (overwrite and recipe.is_file()):
+            raise ValueError(
+                f"{world} exists and is not the world of these settings; nothing was written. "
+                "Choose another --out, or pass --overwrite to make it anew"
+            )
+        shutil.rmtree(world)
+    if not world.exists():
+        with progress.stage("making the grocery world"):
+            make_world(world, products=products, requests=requests, seed=seed)
+            write_json(recipe, made_with)
+    return run(RunConfig(data=world, out=out, seed=seed, overwrite=overwrite), progress)
+
+
+def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, dict[str, float]]:
+    """Train the encoders on a catalogue, embed it, and judge the vectors without clicks.
+
+    The vectors are left in ``OUT/embeddings/SOURCE/products`` and ``queries``.
+
+    Returns:
+        Each kind of vectors to its measures, TF-IDF beside them; empty without a relevance table.
+
+    Raises:
+        ValueError: If the dataset lacks a table, or ``out`` holds something else.
+    """
+    progress = progress or Silent()
+    dataset = Dataset.open(config.data)
+    dataset.require("products", "queries", needed_for="embedding a catalogue")
+    find_variants([s for s in config.sources if s not in ("random", "shuffled")], dataset)
+    folder = RunFolder.begin_(
+        config.out, config.identity(dataset.fingerprint()), overwrite=config.overwrite
+    )
+    write_json(folder.path / "config.json", config)
+    maker = VectorMaker(dataset, config, folder, progress.steps)
+    for source in config.sources:
+        with progress.stage(f"vectors: {source}"):
+            maker.stores(source)
+    with progress.stage("judging the vectors"):
+        evaluation = maker.evaluate(config.sources)
+    write_metrics(folder.path / "metrics.json", flat_evaluation(evaluation))
+    folder.finish_()
+    return evaluation
+
+
+def train(config: RunConfig, progress: Progress | None = None) -> Trainings:
+    """Train click models and judge them on validation rows; ``evaluate`` reads the test rows.
+
+    Raises:
+        ValueError: If the dataset, a variant or the folder will not do.
+    """
+    line = Run(config, progress)
+    validation = line.parts.validation
+    metrics: dict[str, float] = {}
+    for variant in line.variants:
+        trained = line.train(variant)
+        p_click_N = np.mean([one.p_validation_N for one in trained], axis=0)
+        assert validation.label_N is not None
+        measures = click_metrics(validation.label_N, p_click_N, validation.user_N)
+        metrics |= {f"{variant.name}.validation_{key}": v for key, v in measures.items()}
+        metrics[f"{variant.name}.fit_seconds"] = float(np.mean([t.seconds for t in trained]))
+    write_metrics(line.folder.path / "metrics.json", metrics)
+    line.folder.finish_()
+    return Trainings(folder=line.folder.path, metrics=metrics)
+
+
+def evaluate(run_folder: Path, progress: Progress | None = None) -> dict[str, dict[str, float]]:
+    """Measure the click models of a run on its test rows.
+
+    Returns:
+        Each variant to its AUC with interval, log loss, normalized entropy, calibration, and the
+        same by slice.
+
+    Raises:
+        ValueError: If the folder is no run, or its dataset was changed since.
+    """
+    line = Run.reopen(run_folder, progress)
+    return {
+        variant.name: offline_metrics(
+            line.parts, mean_over_seeds(line.train(variant)), line.config.confidence
+        )
+        for variant in line.variants
+    }
+
+
+def compare(config: RunConfig, progress: Progress | None = None) -> Comparison:
+    """Train a set of variants on one pass of features and compare them with ``production``.
+
+    Raises:
+        ValueError: If ``production`` is not among the variants, or as ``run``.
+    """
+    if config.variants is not None and "production" not in config.variants:
+        raise ValueError(
+            f"variants {' '.join(config.variants)} lack the baseline `production`; add it"
+        )
+    result = run(config.model_copy(update={"simulate": False}), progress)
+    if result.comparison is None:
+        raise ValueError(result.left_out["comparison"])
+    return result.comparison
+
+
+def simulate(
+    run_folder: Path, ab: AbConfig | None = None, progress: Progress | None = None
+) -> AbResult:
+    """Run a simulated A/B test between two variants of a run.
+
+    Raises:
+        ValueError: If a variant was not trained, or the data does not know its truth.
+    """
+    line, ab = Run.reopen(run_folder, progress), ab or AbConfig()
+    arms = [_trained(line, name) for name in (ab.control, ab.treatment)]
+    return ab_between(line, *arms, ab)
+
+
+def export(
+    run_folder: Path,
+    out: Path,
+    *,
+    variant: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a variant of a run as a bundle that onnxruntime alone can score.
+
+    Args:
+        run_folder: A run with trained click models.
+        out: The bundle's folder; it must not exist.
+        variant: Which one; by default the tower with the best validation log loss.
+        progress: Told of the stages.
+
+    Raises:
+        ValueError: If the bundle's scores are not the model's; nothing is left at ``out`` then.
+    """
+    from ranking.export import export_bundle
+
+    line = Run.reopen(run_folder, progress)
+    chosen = _trained(line, variant or _best_on_validation(line))
+    vectors = chosen.variant.vectors
+    product_store, query_store = line.vectors.stores(vectors) if vectors else (None, None)
+    with line.progress.stage(f"exporting {chosen.variant.name}"):
+        return export_bundle(
+            chosen.model(),
+            line.pipeline,
+            product_store,
+            query_store,
+            line.split.validation.head(2000),
+            Path(out),
+        )
+
+
+def score(bundle: Path, table: Path) -> pl.DataFrame:
+    """Score a parquet table of impressions with a bundle.
+
+    Returns:
+        The table's request_id (where it has one), product_id and ``p_click``, in its order.
+
+    Raises:
+        ValueError: If the bundle was changed, or the table lacks a column.
+    """
+    from ranking.score import Scorer
+
+    impressions = read_table(table)
+    p_click_N: NDArray[np.float64] = Scorer.load(bundle).score(impressions)
+    keys = [name for name in ("request_id", "product_id") if name in impressions.columns]
+    return impressions.select(keys).with_columns(pl.Series("p_click", p_click_N))
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read a parquet file.
+
+    Raises:
+        ValueError: If it is missing or not parquet.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path} does not exist; a parquet file of impressions is expected")
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path} cannot be read as parquet: {error}") from error
+
+
+def flat_evaluation(evaluation: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return the measures of vectors as flat figures, those that could be computed."""
+    return {
+        f"embedding.{name}.{key}": value
+        for name, measures in evaluation.items()
+        for key, value in measures.items()
+        if np.isfinite(value)
+    }
+
+
+def _trained(line: Run, name: str) -> Trained:
+    known: Sequence[str] = [variant.name for variant in line.variants]
+    if name not in known:
+        raise ValueError(f"{line.folder.path} has no variant {name!r}; it has {', '.join(known)}")
+    return line.train(line.variants[known.index(name)])[0]
+
+
+def _best_on_validation(line: Run) -> str:
+    """Name the neural variant with the lowest validation log loss; placebos do not run."""
+    from experiments.variants import CONTROLS
+    from ranking.metrics import log_loss_nats
+
+    label_N = line.parts.validation.label_N
+    assert label_N is not None
+    loss = {
+        v.name: log_loss_nats(label_N, line.train(v)[0].p_validation_N)
+        for v in line.variants
+        if v.model == "tower" and v.name not in CONTROLS
+    }
+    if not loss:
+        raise ValueError(f"{line.folder.path} has no neural variant; name one with --variant")
+    return min(loss, key=lambda name: loss[name])

@@ -1,0 +1,97 @@
+"""Everything a run can be told, in one typed record; the command line is made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from embeddings.stage1 import Stage1Config
+from embeddings.stage2 import Stage2Config
+from experiments.variants import VectorSource
+from ranking.tower import TowerConfig
+
+
+class AbConfig(BaseModel):
+    """How large the simulated A/B test is, and between whom."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    control: str = "production"
+    """The variant that arm A is served by."""
+    treatment: str = "dashclip"
+    """The variant that arm B is served by."""
+    requests: int = Field(default=60_000, ge=100)
+    """Requests drawn after the end of the log; both variants rank all of them."""
+    salt: str = "adtower"
+    """Hashed with the user id to choose the arm."""
+
+
+class EmbedConfig(BaseModel):
+    """Training the encoders of a catalogue and embedding it, without any click."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path
+    """The dataset: a folder with a dataset.toml."""
+    out: Path
+    """The run's folder; it must be new, or hold an interrupted run of the same settings."""
+    overwrite: bool = False
+    """Replace a run that stands in ``out``."""
+    sources: tuple[VectorSource, ...] = ("off_the_shelf", "stage1", "dashclip")
+    """Which vectors to make; stage1 and image_only need images, dashclip needs relevance."""
+    seed: int = Field(default=0, ge=0)
+    """All randomness of the run derives from it."""
+    stage1: Stage1Config = Stage1Config()
+    """Image-text pre-training on the catalogue."""
+    stage2: Stage2Config = Stage2Config()
+    """Product-query alignment."""
+
+    def identity(self, data_fingerprint: str) -> dict[str, object]:
+        """Return what makes two runs the same run: settings and data, not where they are kept."""
+        settings = self.model_dump(mode="json", exclude={"data", "out", "overwrite"})
+        return {"settings": settings, "data": data_fingerprint}
+
+
+class RunConfig(BaseModel):
+    """A whole run: from a dataset folder to a report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path
+    """The dataset: a folder with a dataset.toml."""
+    out: Path
+    """The run's folder; it must be new, or hold an interrupted run of the same settings."""
+    overwrite: bool = False
+    """Replace a run that stands in ``out``."""
+    variants: tuple[str, ...] | None = None
+    """Which variants to compare; by default all of the standard set that the tables can feed."""
+    seed: int = Field(default=0, ge=0)
+    """All randomness of the run derives from it."""
+    seeds: int = Field(default=1, ge=1)
+    """Click models trained per variant; with two or more, intervals include the seed's noise."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Of all intervals; 0.95 leaves one in twenty outside."""
+    stage1: Stage1Config = Stage1Config()
+    """Image-text pre-training on the catalogue."""
+    stage2: Stage2Config = Stage2Config()
+    """Product-query alignment."""
+    tower: TowerConfig = TowerConfig()
+    """The neural click model; variants set its vector options."""
+    min_count: int = Field(default=2, ge=1)
+    """Values of a sparse feature seen fewer times in training are out-of-vocabulary."""
+    ab: AbConfig = AbConfig()
+    """The simulated A/B test, run where the dataset knows the truth of its clicks."""
+    simulate: bool = True
+    """Whether to run that test."""
+    tracking_uri: str | None = None
+    """MLflow tracking URI; by default a sqlite file beside the run folder."""
+    track: bool = True
+    """Whether MLflow is written at all; the run folder is complete either way."""
+
+    def identity(self, data_fingerprint: str) -> dict[str, object]:
+        """Return what makes two runs the same run: settings and data, not where they are kept."""
+        settings = self.model_dump(
+            mode="json", exclude={"data", "out", "overwrite", "track", "tracking_uri"}
+        )
+        return {"settings": settings, "data": data_fingerprint}

@@ -1,0 +1,390 @@
+"""The whole line, from a dataset folder to a verdict: the only place where the stages meet.
+
+Shape letters: N impressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from experiments.ab_test import AbResult, simulate_ab
+from experiments.compare import Comparison, compare_variants
+from experiments.config import AbConfig, RunConfig
+from experiments.marketplace.world import World
+from experiments.progress import Progress, Silent
+from experiments.records import (
+    ENVIRONMENT,
+    METRICS,
+    collect_environment,
+    read_json,
+    write_bytes,
+    write_json,
+    write_metrics,
+)
+from experiments.run_folder import RunFolder
+from experiments.slices import test_slices
+from experiments.training import Parts, Trained, train_once
+from experiments.variants import (
+    BASELINE,
+    CONTROLS,
+    REGISTRY,
+    STANDARD,
+    Variant,
+    feasible_variants,
+    find_variants,
+)
+from experiments.vectors import VectorMaker
+from features.dataset import Dataset, Split
+from features.embedding_join import Vectors, join_vectors
+from features.pipeline import FeaturePipeline
+from ranking.intervals import delong_interval
+from ranking.metrics import auc
+from ranking.scorecard import click_metrics, sliced_metrics
+
+Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run found; all of it is in its folder too."""
+
+    folder: Path
+    comparison: Comparison | None
+    """None where fewer than two variants, or no baseline, were trained."""
+    embedding_evaluation: dict[str, dict[str, float]]
+    ab: AbResult | None
+    metrics: dict[str, float]
+    """Flat, as in ``metrics.json``."""
+    left_out: dict[str, str]
+    """Parts that the dataset could not feed, with the reason."""
+
+
+class Run:
+    """One run on one dataset, stage by stage; each stage is kept when the run is cut off.
+
+    ``run`` is the whole; the command line's smaller verbs use single stages.
+    """
+
+    def __init__(
+        self, config: RunConfig, progress: Progress | None = None, *, reopen: bool = False
+    ) -> None:
+        self.config = config
+        self.progress = progress or Silent()
+        self.dataset = Dataset.open(config.data)
+        names = config.variants or tuple(feasible_variants(self.dataset))
+        self.variants = find_variants(names, self.dataset)
+        self.left_out = {
+            name: f"the dataset has no {' and no '.join(REGISTRY[name]().lacks(self.dataset))}"
+            for name in (STANDARD if config.variants is None else ())
+            if name not in names
+        }
+        self.dataset.require("impressions", needed_for="training a click model")
+        self.split: Split = self.dataset.split()
+        identity = config.identity(self.dataset.fingerprint())
+        if reopen:
+            self.folder = RunFolder.reopen(config.out, identity)
+        else:
+            self.folder = RunFolder.begin_(config.out, identity, overwrite=config.overwrite)
+            write_json(self.folder.path / "config.json", config)
+            write_json(self.folder.path / ENVIRONMENT, collect_environment())
+            write_json(self.folder.path / "data.json", describe_split(self.dataset, self.split))
+        self.vectors = VectorMaker(self.dataset, config, self.folder, self.progress.steps)
+        self._joined: dict[str, Vectors] = {}
+        self._parts: Parts | None = None
+        self._pipeline: FeaturePipeline | None = None
+
+    @classmethod
+    def reopen(cls, path: Path, progress: Progress | None = None) -> Run:
+        """Open the folder of a run to read its models, on the data that it was trained on.
+
+        Raises:
+            ValueError: If the folder is no run, or its dataset was changed since.
+        """
+        return cls(read_run_config(path), progress, reopen=True)
+
+    @property
+    def pipeline(self) -> FeaturePipeline:
+        """The feature pipeline, fitted on training rows and stored under ``features/``."""
+        if self._pipeline is None:
+            with self.progress.stage("features"):
+                fitted = FeaturePipeline(self.dataset.spec, min_count=self.config.min_count)
+                fitted.fit(self.dataset, self.split.train)
+                self.folder.once("features", fitted.save_)
+                self._pipeline = fitted
+        return self._pipeline
+
+    @property
+    def parts(self) -> Parts:
+        """The impressions as arrays."""
+        if self._parts is None:
+            pipeline = self.pipeline
+            with self.progress.stage("feature arrays"):
+                self._parts = Parts(
+                    train=pipeline.transform(self.split.train),
+                    validation=pipeline.transform(self.split.validation),
+                    test=pipeline.transform(self.split.test),
+                )
+        return self._parts
+
+    def joined(self, variant: Variant) -> Vectors | None:
+        """Return a variant's vectors in catalogue order, or None."""
+        if variant.vectors is None:
+            return None
+        if variant.vectors not in self._joined:
+            self._joined[variant.vectors] = join_vectors(
+                *self.vectors.stores(variant.vectors),
+                self.pipeline.product_ids_,
+                self.pipeline.query_ids_,
+            )
+        return self._joined[variant.vectors]
+
+    def train(self, variant: Variant) -> list[Trained]:
+        """Train a variant once a seed."""
+        vectors = self.joined(variant)
+        trained = []
+        for seed in range(self.config.seeds):
+            label = f"{variant.name}, seed {seed}" if self.config.seeds > 1 else variant.name
+            with self.progress.stage(label) as report:
+                trained.append(
+                    train_once(variant, seed, self.parts, vectors, self.config, self.folder, report)
+                )
+        return trained
+
+    def scorer(self, trained: Trained) -> Scorer:
+        """Return the function from raw impression rows to pCTR that serves a variant."""
+        model, vectors = trained.model(), self.joined(trained.variant)
+
+        def score(impressions: pl.DataFrame) -> NDArray[np.float64]:
+            return model.predict_proba(self.pipeline.transform(impressions), vectors)
+
+        return score
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
+    """Train every variant on a dataset, compare them, and write all of it to a folder.
+
+    Args:
+        config: What to run, and where to.
+        progress: Told of the stages; silent by default.
+
+    Returns:
+        The comparison, the A/B test where the truth is known, and the flat figures.
+
+    Raises:
+        ValueError: If the dataset, a variant or the folder will not do; nothing is left behind.
+    """
+    from experiments.run_report import write_run_report
+
+    line = Run(config, progress)
+    trained = {variant.name: line.train(variant) for variant in line.variants}
+    sources = dict.fromkeys(v.vectors for v in line.variants if v.vectors)
+    with line.progress.stage("judging the vectors"):
+        evaluation = line.vectors.evaluate(sources)
+    comparison = _compare(line, trained)
+    ab = _simulate(line, trained)
+    metrics = _metrics(line, trained, comparison, evaluation, ab)
+    write_metrics(line.folder.path / METRICS, metrics)
+    result = RunResult(
+        folder=line.folder.path,
+        comparison=comparison,
+        embedding_evaluation=evaluation,
+        ab=ab,
+        metrics=metrics,
+        left_out=line.left_out,
+    )
+    with line.progress.stage("report"):
+        write_run_report(line, trained, result)
+    line.folder.finish_(left_out=line.left_out)
+    return result
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Return the configuration that a run folder was made with.
+
+    Raises:
+        ValueError: If the folder is not that of a run that trained click models.
+    """
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{path} is not the folder of a run (it has no config.json); "
+            "make one with `adtower run`, `adtower train` or `adtower compare`"
+        )
+    fields = read_json(file)
+    if "tower" not in fields:
+        raise ValueError(f"{path} holds embeddings only; `adtower train` makes click models")
+    return RunConfig.model_validate({**fields, "out": path})
+
+
+def oracle_auc(dataset: Dataset, split: Split) -> dict[str, float]:
+    """Return the AUC of the true click probabilities on the test rows, where they are known.
+
+    Returns:
+        ``oracle.auc`` knows the slot as well; ``oracle_without_position.auc`` does not, like every
+        model here. Empty for a dataset that was not simulated.
+    """
+    truth = truth_folder(dataset)
+    if truth is None:
+        return {}
+    p_click = pl.read_parquet(truth / "impressions.parquet")[split.test_row_N]
+    label_N = split.test["clicked"].to_numpy()
+    return {
+        "oracle.auc": auc(label_N, p_click["p_click"].to_numpy()),
+        "oracle_without_position.auc": auc(label_N, p_click["attraction"].to_numpy()),
+    }
+
+
+def describe_split(dataset: Dataset, split: Split) -> dict[str, object]:
+    """Return what ``data.json`` says of a dataset: checksums, sizes and time ranges."""
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return {
+        "name": dataset.spec.name,
+        "simulated": dataset.spec.simulated,
+        "fingerprint": dataset.fingerprint(),
+        "tables": {
+            name: dataset.table(name).height
+            for name in ("products", "queries", "relevance", "impressions", "events")
+            if dataset.has(name)
+        },
+        "parts": {
+            name: {
+                "impressions": rows.height,
+                "clicks": int(rows["clicked"].sum()),
+                "first": str(rows["time"].min()),
+                "last": str(rows["time"].max()),
+            }
+            for name, rows in parts.items()
+        },
+    }
+
+
+def mean_over_seeds(trained: list[Trained]) -> NDArray[np.float64]:
+    """Return the mean of the seeds' test predictions, shape (N,)."""
+    return np.mean([one.p_test_N for one in trained], axis=0)
+
+
+def offline_metrics(
+    parts: Parts, p_test_N: NDArray[np.float64], confidence: float
+) -> dict[str, float]:
+    """Return every offline measure of one variant's test predictions, slices included.
+
+    Args:
+        parts: The impressions; slices are defined by what training rows hold.
+        p_test_N: pCTR of the test rows, shape (N,).
+        confidence: Of the DeLong interval of the AUC.
+
+    Returns:
+        ``auc``, ``auc_low``, ``auc_high``, ``log_loss`` (nats), ``normalized_entropy`` and the rest
+        of ``ranking.scorecard``, and the same by slice, such as ``slice.cold_products.auc``.
+    """
+    test = parts.test
+    assert test.label_N is not None
+    _, low, high = delong_interval(
+        test.label_N, p_test_N, confidence=confidence, cluster_N=test.user_N
+    )
+    measures = click_metrics(test.label_N, p_test_N, test.user_N)
+    measures |= {"auc_low": low, "auc_high": high}
+    slices = sliced_metrics(test.label_N, p_test_N, test_slices(parts.train, test), test.user_N)
+    return measures | {f"slice.{key}": value for key, value in slices.items()}
+
+
+def _compare(line: Run, trained: dict[str, list[Trained]]) -> Comparison | None:
+    if BASELINE not in trained or len(trained) < 2:
+        line.left_out["comparison"] = (
+            f"a comparison needs {BASELINE} and at least one other variant; "
+            f"trained were {', '.join(trained)}"
+        )
+        return None
+    test = line.parts.test
+    assert test.label_N is not None
+    comparison = compare_variants(
+        test.label_N,
+        test.user_N,
+        {name: [one.p_test_N for one in seeds] for name, seeds in trained.items()},
+        baseline=BASELINE,
+        controls=[name for name in CONTROLS if name in trained],
+        confidence=line.config.confidence,
+    )
+    write_bytes(line.folder.path / "comparison.json", comparison.to_json().encode())
+    return comparison
+
+
+def _simulate(line: Run, trained: dict[str, list[Trained]]) -> AbResult | None:
+    if not line.config.simulate:
+        line.left_out["ab"] = "the run was told not to simulate"
+        return None
+    ab = line.config.ab
+    truth = truth_folder(line.dataset)
+    arms = [name for name in (ab.control, ab.treatment) if name not in trained]
+    if truth is None:
+        line.left_out["ab"] = "the true click probabilities are known in simulated data only"
+        return None
+    if arms:
+        line.left_out["ab"] = f"the A/B test needs {' and '.join(arms)}, which was not trained"
+        return None
+    result = ab_between(line, trained[ab.control][0], trained[ab.treatment][0], ab)
+    write_bytes(line.folder.path / "ab.json", result.to_json().encode())
+    return result
+
+
+def ab_between(line: Run, control: Trained, treatment: Trained, ab: AbConfig) -> AbResult:
+    """Run the simulated A/B test between two trained variants of a run.
+
+    Raises:
+        ValueError: If the dataset does not know the truth of its clicks.
+    """
+    truth = truth_folder(line.dataset)
+    if truth is None:
+        raise ValueError(
+            f"dataset {line.dataset.spec.name!r} has no truth/ folder, so nobody knows what other "
+            "rankings would have earned; a simulated A/B test needs data from `adtower data make` "
+            "or `adtower data simulate`"
+        )
+    with line.progress.stage("simulated A/B test"):
+        return simulate_ab(
+            World.load(truth),
+            line.scorer(control),
+            line.scorer(treatment),
+            requests=ab.requests,
+            seed=line.config.seed + 7,
+            salt=ab.salt,
+            confidence=line.config.confidence,
+        )
+
+
+def truth_folder(dataset: Dataset) -> Path | None:
+    """Return where a simulated dataset keeps its truth, or None for any other."""
+    if dataset.folder is None or not dataset.spec.simulated:
+        return None
+    folder = Path(dataset.folder) / "truth"
+    return folder if folder.is_dir() else None
+
+
+def _metrics(
+    line: Run,
+    trained: dict[str, list[Trained]],
+    comparison: Comparison | None,
+    evaluation: dict[str, dict[str, float]],
+    ab: AbResult | None,
+) -> dict[str, float]:
+    """Gather the flat figures of a run."""
+    metrics = oracle_auc(line.dataset, line.split)
+    if comparison is not None:
+        metrics |= comparison.to_metrics()
+    for name, seeds in trained.items():
+        offline = offline_metrics(line.parts, mean_over_seeds(seeds), line.config.confidence)
+        # What the comparison says of a variant (interval with clusters and seeds) stands.
+        metrics = {f"{name}.{k}": v for k, v in offline.items()} | metrics
+        metrics[f"{name}.fit_seconds"] = float(np.mean([one.seconds for one in seeds]))
+        metrics[f"{name}.parameters"] = float(seeds[0].parameters)
+    for name, measures in evaluation.items():
+        metrics |= {f"embedding.{name}.{k}": v for k, v in measures.items() if np.isfinite(v)}
+    if ab is not None:
+        metrics |= ab.to_metrics()
+    return metrics

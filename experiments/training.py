@@ -1,0 +1,130 @@
+"""Click models of one run: each variant trained once a seed, stored with its predictions."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from experiments.config import RunConfig
+from experiments.records import read_json, write_json
+from experiments.run_folder import RunFolder
+from experiments.variants import Variant
+from features.embedding_join import Vectors
+from features.examples import Examples
+from ranking.baselines import LightGBMRanker, LogisticRegression
+from ranking.contract import ClickModel, Progress, load_click_model
+from ranking.tower import TowerRanker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The impressions of a run as arrays, by time."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One fitted click model and what it says of the held-out rows."""
+
+    variant: Variant
+    seed: int
+    folder: Path
+    """Holds ``model/``, ``predictions.parquet`` and ``training.json``."""
+    p_validation_N: NDArray[np.float64]
+    p_test_N: NDArray[np.float64]
+    seconds: float
+    """Wall time of the fit."""
+    parameters: int
+    """Learned numbers, id tables included."""
+    curve: list[dict[str, float]]
+    """Validation checks in order; empty for models that have none."""
+
+    def model(self) -> ClickModel:
+        """Load the fitted model."""
+        return load_click_model(self.folder / "model")
+
+
+def new_model(variant: Variant, config: RunConfig) -> ClickModel:
+    """Return the unfitted click model of a variant."""
+    with_vectors = variant.vectors is not None
+    if variant.model == "logistic":
+        return LogisticRegression()
+    if variant.model == "lightgbm":
+        return LightGBMRanker()
+    return TowerRanker(
+        config.tower.model_copy(
+            update={
+                "use_vectors": with_vectors,
+                "single_tower": variant.single_tower,
+                "derived": variant.derived,
+            }
+        )
+    )
+
+
+def train_once(
+    variant: Variant,
+    seed: int,
+    parts: Parts,
+    vectors: Vectors | None,
+    config: RunConfig,
+    folder: RunFolder,
+    progress: Progress | None = None,
+) -> Trained:
+    """Fit a variant with a seed, or read what an interrupted run had fitted.
+
+    Returns:
+        The fitted model with its predictions of validation and test rows.
+    """
+
+    def fit(at: Path) -> None:
+        at.mkdir(parents=True)
+        began = time.monotonic()
+        model = new_model(variant, config).fit(
+            parts.train,
+            parts.validation,
+            vectors,
+            seed=config.seed + 1000 * seed,
+            progress=progress,
+        )
+        seconds = time.monotonic() - began
+        model.save_(at / "model")
+        held_out = {"validation": parts.validation, "test": parts.test}
+        pl.concat(
+            pl.DataFrame({"p_click": model.predict_proba(rows, vectors)}).with_columns(
+                part=pl.lit(part)
+            )
+            for part, rows in held_out.items()
+        ).write_parquet(at / "predictions.parquet")
+        write_json(
+            at / "training.json",
+            {
+                "seconds": round(seconds, 2),
+                "parameters": model.parameter_count(),
+                "curve": model.curve(),
+            },
+        )
+
+    at = folder.once(f"variants/{variant.name}/seed{seed}", fit)
+    predictions = pl.read_parquet(at / "predictions.parquet")
+    facts = read_json(at / "training.json")
+    by_part = {
+        part: predictions.filter(pl.col("part") == part)["p_click"].to_numpy()
+        for part in ("validation", "test")
+    }
+    return Trained(
+        variant=variant,
+        seed=seed,
+        folder=at,
+        p_validation_N=by_part["validation"],
+        p_test_N=by_part["test"],
+        **facts,
+    )

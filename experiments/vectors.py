@@ -1,0 +1,163 @@
+"""The vectors that variants are fed: trained, borrowed or meaningless, each stored once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from embeddings import baselines
+from embeddings.evaluate import evaluate_embeddings, evaluate_tfidf
+from embeddings.model import DashClip, Mode
+from embeddings.relevance_split import split_relevance
+from embeddings.stage1 import Progress, train_stage1
+from embeddings.stage2 import train_stage2
+from embeddings.store import VectorStore
+from experiments.config import EmbedConfig, RunConfig
+from experiments.records import read_json, write_json
+from experiments.run_folder import RunFolder
+from experiments.variants import VectorSource
+from features.dataset import Dataset
+
+Stores = tuple[VectorStore, VectorStore]
+"""Product vectors and query vectors of one encoder."""
+
+_MODES: dict[VectorSource, Mode] = {
+    "dashclip": "multimodal",
+    "text_only": "text",
+    "image_only": "image",
+}
+
+
+class VectorMaker:
+    """Makes the vectors of one dataset in one run folder, each kind once.
+
+    Everything is written under ``embeddings/`` of the run and read from there when an interrupted
+    run goes on.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: RunConfig | EmbedConfig,
+        folder: RunFolder,
+        progress: Progress | None,
+    ) -> None:
+        self._dataset = dataset
+        self._config = config
+        self._folder = folder
+        self._progress = progress
+        self._stores: dict[VectorSource, Stores] = {}
+        self._models: dict[int, DashClip] = {}
+
+    def stores(self, source: VectorSource) -> Stores:
+        """Return product and query vectors of one kind, made if they are not there yet."""
+        if source not in self._stores:
+            self._folder.once(f"embeddings/{source}", lambda partial: self._write(source, partial))
+            at = self._folder.path / "embeddings" / source
+            self._stores[source] = (
+                VectorStore.open(at / "products"),
+                VectorStore.open(at / "queries"),
+            )
+        return self._stores[source]
+
+    def model(self, stage: int) -> DashClip:
+        """Return the encoders after stage 1 or 2, trained if they are not there yet."""
+        if stage not in self._models:
+            out = self._folder.path / "embeddings" / f"model_stage{stage}"
+            self._models[stage] = self._train(stage, out)
+        return self._models[stage]
+
+    def histories(self) -> dict[str, list[dict[str, float]]]:
+        """Return the training curves of the stages that this run trained."""
+        return {k: v for model in self._models.values() for k, v in model.history.items()}
+
+    def evaluate(self, sources: Iterable[VectorSource]) -> dict[str, dict[str, float]]:
+        """Judge each kind of vectors on the pairs of held-out queries, TF-IDF beside them.
+
+        Returns:
+            Kind to its measures; empty where the dataset has no relevance table.
+        """
+        if not all(map(self._dataset.has, ("products", "queries", "relevance"))):
+            return {}
+        path = self._folder.path / "embedding_evaluation.json"
+        results: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+        products, queries = self._dataset.table("products"), self._dataset.table("queries")
+        _, test_pairs = split_relevance(self._dataset.table("relevance"), queries)
+        if "tfidf" not in results:
+            results["tfidf"] = evaluate_tfidf(products, queries, test_pairs)
+        for source in sources:
+            if source not in results:
+                product_store, query_store = self.stores(source)
+                results[source] = evaluate_embeddings(
+                    product_store, query_store, products, queries, test_pairs
+                )
+        write_json(path, results)
+        return results
+
+    def _train(self, stage: int, out: Path) -> DashClip:
+        products = self._dataset.table("products")
+        common: dict[str, Any] = {
+            "out": out,
+            "image_root": self._dataset.folder,
+            "progress": self._progress,
+        }
+        if stage == 1:
+            return train_stage1(products, self._config.stage1, seed=self._config.seed, **common)
+        queries = self._dataset.table("queries")
+        train_pairs, _ = split_relevance(self._dataset.table("relevance"), queries)
+        return train_stage2(
+            self.model(1),
+            products,
+            queries,
+            train_pairs,
+            self._config.stage2,
+            seed=self._config.seed + 1,
+            **common,
+        )
+
+    def _write(self, source: VectorSource, at: Path) -> None:
+        products, queries = self._dataset.table("products"), self._dataset.table("queries")
+        product_ids, query_ids = products["product_id"].to_list(), queries["query_id"].to_list()
+        seed = self._config.seed
+        if source == "off_the_shelf":
+            stores = (
+                baselines.off_the_shelf_products(products),
+                baselines.off_the_shelf_queries(queries),
+            )
+        elif source == "random":
+            dim = self.stores("dashclip")[0].dim
+            stores = (
+                baselines.random_vectors(product_ids, dim, seed + 2),
+                baselines.random_vectors(query_ids, dim, seed + 3),
+            )
+        elif source == "shuffled":
+            product_store, query_store = self.stores("dashclip")
+            stores = (
+                baselines.shuffled(product_store, seed + 4),
+                baselines.shuffled(query_store, seed + 5),
+            )
+        else:
+            model = self.model(1 if source == "stage1" else 2)
+            mode = _MODES.get(source, "multimodal")
+            product_PD = model.embed_products(products, mode, image_root=self._dataset.folder)
+            query_QD = model.embed_queries(queries["query"].to_list())
+            fingerprints = {
+                "encoder_fingerprint": model.fingerprint,
+                "data_fingerprint": self._dataset.fingerprint(),
+            }
+            stores = (
+                VectorStore.from_arrays(
+                    product_ids, product_PD, kind=f"product/{mode}", **fingerprints
+                ),
+                VectorStore.from_arrays(query_ids, query_QD, kind="query/text", **fingerprints),
+            )
+        for name, store in zip(("products", "queries"), stores, strict=True):
+            VectorStore.write_(
+                at / name,
+                store.ids,
+                store.vectors_VD,
+                kind=store.manifest.kind,
+                encoder_fingerprint=store.manifest.encoder_fingerprint,
+                data_fingerprint=store.manifest.data_fingerprint,
+            )
