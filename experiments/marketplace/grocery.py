@@ -32,7 +32,7 @@ ATTRIBUTES = PACKS + FLAVOURS + PREPARATIONS + DIETS
 ATTRIBUTE_WORDS: dict[str, tuple[str, ...]] = {
     "can": ("canned", "tinned"),
     "bottle": ("bottled", "in a bottle"),
-    "jar": ("in a jar", "jarred"),
+    "jar": ("jarred", "in a jar"),
     "box": ("boxed", "carton"),
     "bag": ("bagged", "in a bag"),
     "tub": ("tub", "pot"),

@@ -64,6 +64,9 @@ class WorldParameters(BaseModel):
     broad_match_share: float = Field(default=0.5, ge=0, le=1)
     """Of the irrelevant products in a pool, the share from the same department (a broad keyword);
     the rest come from anywhere (the retrieval noise). Stated choice."""
+    simulated_pool: int = Field(default=12, ge=2)
+    """For a catalogue with labels but no log: pools of judged products are filled up to this with
+    random ones, assumed irrelevant. Stated choice: half as many again as slots."""
     candidates: int = Field(default=20, ge=1)
     """Products of the pool that bid on one request. Stated choice: 2.5 per slot."""
     exposure_sd: float = Field(default=1.3, ge=0)

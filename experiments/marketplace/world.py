@@ -1,34 +1,196 @@
-"""The simulated marketplace as a whole: make a world, or give a labelled catalogue a click log."""
+"""The simulated marketplace as a whole.
+
+``make_world`` writes the grocery world as a dataset; ``simulate_log`` gives a labelled catalogue a
+click log; ``World`` draws later requests from the same hidden truth and tells what any ranking of
+them would earn, exactly.
+
+Shape letters: R requests, K candidates, S slots, P products, Q queries, N table rows.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from experiments.marketplace import grocery
+from experiments.marketplace.auction import run_auction
 from experiments.marketplace.catalogue import make_catalogue, product_table
+from experiments.marketplace.clicks import examination, respond
 from experiments.marketplace.drawing import draw_catalogue
 from experiments.marketplace.judgements import judge, relevance_table
+from experiments.marketplace.log import HISTORY_DAYS, Log, write_log
 from experiments.marketplace.parameters import WorldParameters
 from experiments.marketplace.queries import make_queries, true_relevance
-from features.dataset import write_dataset
-from features.schema import DatasetSpec, FeatureNames
+from experiments.marketplace.requests import DAY_US, Requests, draw_requests, draw_times
+from experiments.marketplace.retrieval import judged_pools, make_pools
+from experiments.marketplace.shoppers import grocery_appeal, hashed_appeal, make_shoppers
+from experiments.marketplace.state import WorldState
+from features.dataset import Dataset, write_dataset, write_into_dataset
+from features.schema import DatasetSpec, FeatureNames, SplitRule
 
-FEATURES = FeatureNames(
-    sparse=(
-        "user_id",
-        "query_id",
-        "product_id",
-        "products.category",
-        "products.brand",
-        "time.hour",
-        "time.weekday",
-    ),
-    dense=("products.price",),
-)
+TRUTH = "truth"
+"""Folder beside the tables that keeps what no model may see."""
+
+LATE_FROM, LATE_TO = 0.80, 0.95
+"""Late products are launched between these shares of the requests; the test starts at the first."""
+VALIDATION_FROM = 0.70
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a ranking would show, charge and earn, in expectation."""
+
+    shown_RS: NDArray[np.int64]
+    """Candidate columns shown, -1 where a slot stays empty."""
+    price_micros_RS: NDArray[np.int64]
+    """Price per click, 0 where a slot stays empty."""
+    p_click_RS: NDArray[np.float64]
+    """True click probability, 0 where a slot stays empty."""
+    p_purchase_RS: NDArray[np.float64]
+    """True probability that the impression ends in a purchase (click and purchase)."""
+    relevance_RS: NDArray[np.int8]
+    """True class of what is shown, -1 where a slot stays empty."""
+
+
+class World:
+    """A simulated marketplace after its log: draws requests and tells the truth about rankings."""
+
+    def __init__(self, state: WorldState) -> None:
+        self.state = state
+
+    @classmethod
+    def load(cls, folder: str | Path) -> World:
+        """Read the ``truth`` folder of a simulated dataset.
+
+        Raises:
+            ValueError: If the folder holds no world.
+        """
+        return cls(WorldState.load(Path(folder)))
+
+    @property
+    def parameters(self) -> WorldParameters:
+        """The parameters the world was made with."""
+        return self.state.parameters
+
+    def draw_requests(self, requests: int, seed: int, *, days: int = 14) -> Requests:
+        """Draw requests of the days after the log.
+
+        Args:
+            requests: How many, at least 1.
+            seed: The same seed gives the same requests; any seed differs from the log's own.
+            days: Over how many days they spread.
+
+        Raises:
+            ValueError: If ``requests`` or ``days`` is below 1.
+        """
+        if requests < 1 or days < 1:
+            raise ValueError(f"requests={requests} and days={days} must both be at least 1")
+        rng = np.random.default_rng([self.state.seed, 20, seed])
+        end_us = self.state.end_us
+        time_us_R = draw_times(requests, end_us, end_us + days * DAY_US, rng)
+        return draw_requests(self.state, time_us_R, rng, id_prefix=f"x{seed}-")
+
+    def candidate_table(self, requests: Requests) -> pl.DataFrame:
+        """Return one raw row per request and candidate, as a click model's pipeline reads them.
+
+        Absent candidates are left out; ``present_RK`` of ``to_candidates`` puts scores back.
+
+        Returns:
+            Columns request_id, time, user_id, query_id, product_id, bid_micros; rows by request,
+            then candidate column.
+        """
+        row_N, column_N = np.nonzero(requests.candidate_RK >= 0)
+        state = self.state
+        return pl.DataFrame(
+            {
+                "request_id": requests.request_id_R[row_N],
+                "time": pl.Series(requests.time_us_R[row_N]).cast(pl.Datetime("us", "UTC")),
+                "user_id": state.user_id_U[requests.user_R[row_N]],
+                "query_id": state.query_id_Q[requests.query_R[row_N]],
+                "product_id": state.product_id_P[requests.candidate_RK[row_N, column_N]],
+                "bid_micros": requests.bid_micros_RK[row_N, column_N],
+            }
+        )
+
+    def to_candidates(
+        self, requests: Requests, score_N: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Arrange scores of ``candidate_table``'s rows as (R, K), 0 for absent candidates.
+
+        Raises:
+            ValueError: If there is not one score a row.
+        """
+        present_RK = requests.candidate_RK >= 0
+        score_N = np.asarray(score_N, dtype=np.float64)
+        if score_N.shape != (int(present_RK.sum()),):
+            raise ValueError(
+                f"score_N has shape {score_N.shape}; candidate_table has {present_RK.sum()} rows "
+                "and each needs one score"
+            )
+        score_RK = np.zeros(present_RK.shape)
+        score_RK[present_RK] = score_N
+        return score_RK
+
+    def click_probability(
+        self, requests: Requests, *, position: int | None = None
+    ) -> NDArray[np.float64]:
+        """Return the true click probability of every candidate, shape (R, K).
+
+        Args:
+            requests: The requests.
+            position: Slot from 1; None means that the candidate is examined for certain.
+        """
+        response = self._respond(requests, requests.candidate_RK, requests.class_RK)
+        seen = 1.0 if position is None else self.parameters.examination[position - 1]
+        return response.attraction_RS * seen
+
+    def purchase_probability(self, requests: Requests) -> NDArray[np.float64]:
+        """Return the true purchase probability of every candidate, given a click, (R, K)."""
+        return self._respond(requests, requests.candidate_RK, requests.class_RK).purchase_RS
+
+    def run(self, requests: Requests, pctr_RK: NDArray[np.float64]) -> Outcome:
+        """Rank by ``pctr_RK`` times bid and tell what shoppers would truly do.
+
+        Args:
+            requests: The requests.
+            pctr_RK: Predicted click probabilities; anything finite for absent candidates.
+
+        Raises:
+            ValueError: If the scores' shape or values cannot be ranked.
+        """
+        parameters = self.parameters
+        shown_RS, price_RS = run_auction(
+            pctr_RK,
+            requests.bid_micros_RK,
+            slots=parameters.slots,
+            reserve_micros=parameters.reserve_micros,
+        )
+        column_RS = np.maximum(shown_RS, 0)
+        filled_RS = shown_RS >= 0
+        product_RS = np.take_along_axis(requests.candidate_RK, column_RS, axis=1)
+        class_RS = np.take_along_axis(requests.class_RK, column_RS, axis=1)
+        response = self._respond(requests, np.where(filled_RS, product_RS, -1), class_RS)
+        p_click_RS = response.attraction_RS * examination(parameters, parameters.slots)
+        return Outcome(
+            shown_RS=shown_RS,
+            price_micros_RS=price_RS,
+            p_click_RS=p_click_RS,
+            p_purchase_RS=p_click_RS * response.purchase_RS,
+            relevance_RS=np.where(filled_RS, class_RS, -1).astype(np.int8),
+        )
+
+    def _respond(self, requests: Requests, product_RS: NDArray, class_RS: NDArray):
+        return respond(self.state, requests.user_R, requests.query_R, product_RS, class_RS)
 
 
 def make_world(
@@ -38,24 +200,293 @@ def make_world(
     requests: int = 60_000,
     seed: int = 0,
     parameters: WorldParameters | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Write the grocery world as a dataset folder (the log follows; not yet written)."""
+    """Write the grocery world as a dataset folder, with its truth apart in ``out/truth``.
+
+    Args:
+        out: Where; must not exist. It appears whole or not at all.
+        products: Size of the catalogue, at least ``catalogue.MIN_PRODUCTS``.
+        requests: Length of the log; each shows up to ``slots`` products.
+        seed: The same seed and parameters give the same bytes.
+        parameters: How the world behaves; the default's numbers have their sources.
+        progress: Told what happens next.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: If ``out`` exists, or a number is too small.
+    """
+    out = Path(out)
     parameters = parameters or WorldParameters()
+    tell = progress or (lambda _: None)
+    _refuse_requests(requests)
+    if out.exists():
+        raise ValueError(f"{out} exists already; nothing was written. Choose another folder")
+    tell(f"inventing {products} products and drawing their images")
     catalogue = make_catalogue(products, parameters, seed)
+    images = draw_catalogue(catalogue.type_P, catalogue.in_image_PA, parameters.image_pixels, seed)
     queries = make_queries(catalogue, parameters, seed)
+    tell(f"judging {len(queries)} queries")
     relevance_QP = true_relevance(queries, catalogue)
     department_P = np.array(grocery.TYPE_DEPARTMENT)[catalogue.type_P]
     query_N, product_N, label_N, source_N = judge(
         relevance_QP, department_P, ~catalogue.late_P, parameters, seed
     )
-    start_us = int(datetime.fromisoformat(parameters.start).replace(tzinfo=UTC).timestamp() * 1e6)
-    images = draw_catalogue(catalogue.type_P, catalogue.in_image_PA, parameters.image_pixels, seed)
-    return write_dataset(
-        out,
-        DatasetSpec(name="grocery world", simulated=True, features=FEATURES),
-        products=product_table(catalogue, images, np.full(products, start_us), seed),
-        queries=pl.DataFrame({"query_id": queries.query_id_Q, "query": queries.text_Q}),
-        relevance=relevance_table(
-            queries.query_id_Q[query_N], catalogue.product_id_P[product_N], label_N, source_N
+    pool_QM, class_QM = make_pools(relevance_QP, department_P, parameters, seed)
+    tell(f"serving {requests} requests")
+    rng = np.random.default_rng([seed, 9])
+    start_us, end_us = _span(parameters)
+    time_us_R = draw_times(requests, start_us, end_us, rng)
+    state = WorldState(
+        parameters=parameters,
+        seed=seed,
+        start_us=start_us,
+        end_us=end_us,
+        product_id_P=catalogue.product_id_P,
+        appeal_PD=grocery_appeal(catalogue.brand_P, catalogue.has_PA, parameters, seed),
+        price_z_P=_standardised_price(catalogue.price_P, catalogue.type_P),
+        launched_us_P=_launches(catalogue.late_P, time_us_R, start_us, rng),
+        query_id_Q=queries.query_id_Q,
+        popularity_Q=queries.popularity_Q,
+        theme_Q=queries.theme_Q,
+        pool_QM=pool_QM,
+        class_QM=class_QM,
+        **_market(products, parameters, seed),
+        **vars(make_shoppers(requests, queries.theme_Q, parameters, seed)),
+    )
+    log = write_log(state, draw_requests(state, time_us_R, rng, id_prefix="r"), rng)
+    spec = DatasetSpec(
+        name="grocery world",
+        simulated=True,
+        features=_feature_names(("category", "brand", "price"), FeatureNames()),
+        split=SplitRule(
+            validation_start=_moment(time_us_R[int(VALIDATION_FROM * requests)]),
+            test_start=_moment(time_us_R[int(LATE_FROM * requests)]),
         ),
     )
+    tell("writing")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        whole = write_dataset(
+            draft / "dataset",
+            spec,
+            products=product_table(catalogue, images, state.launched_us_P, seed),
+            queries=pl.DataFrame({"query_id": queries.query_id_Q, "query": queries.text_Q}),
+            relevance=relevance_table(
+                queries.query_id_Q[query_N], catalogue.product_id_P[product_N], label_N, source_N
+            ),
+            impressions=log.impressions,
+            events=log.events,
+        )
+        _write_truth(whole / TRUTH, state, log)
+        whole.rename(out)
+    finally:
+        shutil.rmtree(draft)
+    return out
+
+
+def simulate_log(
+    folder: str | Path,
+    *,
+    requests: int = 60_000,
+    seed: int = 0,
+    parameters: WorldParameters | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Give a dataset with products, queries and relevance labels a simulated click log.
+
+    The same shoppers and auction as in the grocery world: the labels are taken for the truth,
+    products nobody judged for a query are assumed irrelevant to it, and tastes respond to the
+    words of titles and to brands. Adds impressions, events and ``truth``, and says so in
+    ``dataset.toml`` (``simulated = true``).
+
+    Args:
+        folder: A local dataset folder without impressions and events.
+        requests: Length of the log.
+        seed: The same seed and parameters give the same log.
+        parameters: How the world behaves.
+        progress: Told what happens next.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ValueError: If a table is missing, a log is there already, labels name unknown products or
+            queries, or ``requests`` is below 1.
+    """
+    folder = Path(folder)
+    parameters = parameters or WorldParameters()
+    tell = progress or (lambda _: None)
+    _refuse_requests(requests)
+    dataset = Dataset.open(folder)
+    dataset.require("products", "queries", "relevance", needed_for="a simulated click log")
+    for table in ("impressions", "events"):
+        if dataset.has(table):
+            raise ValueError(
+                f"{folder} has a log already (its {table} table); nothing was written. Simulate "
+                "into a copy that has products, queries and relevance alone"
+            )
+    tell(f"serving {requests} requests")
+    rng = np.random.default_rng([seed, 9])
+    start_us, end_us = _span(parameters)
+    time_us_R = draw_times(requests, start_us, end_us, rng)
+    state = _state_of_labels(dataset, requests, parameters, seed, (start_us, end_us))
+    log = write_log(state, draw_requests(state, time_us_R, rng, id_prefix="r"), rng)
+    tell("writing")
+    draft = Path(tempfile.mkdtemp(prefix=f".{TRUTH}-", dir=folder))
+    try:
+        _write_truth(draft / TRUTH, state, log)
+        # A truth without impressions is left over from a run that was cut off.
+        if (folder / TRUTH).exists():
+            shutil.rmtree(folder / TRUTH)
+        (draft / TRUTH).rename(folder / TRUTH)
+    finally:
+        shutil.rmtree(draft)
+    columns = tuple(dataset.column_names("products"))
+    spec = dataset.spec.model_copy(
+        update={"simulated": True, "features": _feature_names(columns, dataset.spec.features)}
+    )
+    write_into_dataset(folder, spec, impressions=log.impressions, events=log.events)
+    return folder
+
+
+def _state_of_labels(
+    dataset: Dataset,
+    requests: int,
+    parameters: WorldParameters,
+    seed: int,
+    span_us: tuple[int, int],
+) -> WorldState:
+    """The hidden side of a marketplace whose relevance is a table of labels."""
+    products, queries = dataset.table("products"), dataset.table("queries")
+    pairs = dataset.table("relevance").unique(["query_id", "product_id"], maintain_order=True)
+    product_id_P = products["product_id"].to_numpy().astype(np.str_)
+    query_id_Q = queries["query_id"].to_numpy().astype(np.str_)
+    pool_QM, class_QM = judged_pools(
+        _rows_of(pairs["query_id"], queries["query_id"]),
+        _rows_of(pairs["product_id"], products["product_id"]),
+        pairs["label"].to_numpy().astype(np.int8),
+        queries=len(queries),
+        products=len(products),
+        fill_to=parameters.simulated_pool,
+        seed=seed,
+    )
+    theme_Q = _themes(queries["query"])
+    rng = np.random.default_rng([seed, 10])
+    rank_Q = 1 + rng.permutation(len(queries))
+    popularity_Q = rank_Q**-parameters.zipf_exponent
+    nothing = pl.Series([None] * len(products), dtype=pl.String)
+    brand_P = products["brand"] if "brand" in products.columns else nothing
+    price_z_P = np.zeros(len(products))
+    if "price" in products.columns and products["price"].dtype.is_numeric():
+        category_P = products["category"] if "category" in products.columns else nothing
+        code_P = category_P.fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
+        price_z_P = _standardised_price(products["price"].cast(float).to_numpy(), code_P)
+    return WorldState(
+        parameters=parameters,
+        seed=seed,
+        start_us=span_us[0],
+        end_us=span_us[1],
+        product_id_P=product_id_P,
+        appeal_PD=hashed_appeal(products["title"].to_list(), brand_P.to_list(), parameters, seed),
+        price_z_P=price_z_P,
+        launched_us_P=np.full(len(products), span_us[0] - (HISTORY_DAYS + 1) * DAY_US),
+        query_id_Q=query_id_Q,
+        popularity_Q=popularity_Q / popularity_Q.sum(),
+        theme_Q=theme_Q,
+        pool_QM=pool_QM,
+        class_QM=class_QM,
+        **_market(len(products), parameters, seed),
+        **vars(make_shoppers(requests, theme_Q, parameters, seed)),
+    )
+
+
+def _market(products: int, parameters: WorldParameters, seed: int) -> dict[str, NDArray]:
+    """Hidden quality, budgets and bids, all independent of each other and of the products."""
+    rng = np.random.default_rng([seed, 11])
+    return {
+        "quality_P": rng.normal(size=products),
+        "exposure_P": parameters.exposure_sd * rng.normal(size=products),
+        "bid_micros_P": parameters.bid_median_micros
+        * rng.lognormal(0, parameters.bid_sd, products),
+    }
+
+
+def _launches(
+    late_P: NDArray[np.bool_], time_us_R: NDArray[np.int64], start_us: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Late products within the test's requests, the others up to two years before any history."""
+    early_us_P = start_us - rng.integers(
+        (HISTORY_DAYS + 1) * DAY_US, (HISTORY_DAYS + 730) * DAY_US, len(late_P)
+    )
+    at_P = (rng.uniform(LATE_FROM, LATE_TO, len(late_P)) * len(time_us_R)).astype(np.int64)
+    return np.where(late_P, time_us_R[at_P], early_us_P)
+
+
+def _standardised_price(
+    price_P: NDArray[np.float64], category_P: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Log price minus its category's mean, over the common spread; 0 where unknown."""
+    usable_P = np.isfinite(price_P) & (price_P > 0)
+    log_P = np.log(np.where(usable_P, price_P, 1.0))
+    count_C = np.maximum(np.bincount(category_P, usable_P), 1)
+    mean_C = np.bincount(category_P, log_P * usable_P) / count_C
+    centred_P = np.where(usable_P, log_P - mean_C[category_P], 0.0)
+    spread = centred_P[usable_P].std() if usable_P.any() else 0.0
+    return centred_P / spread if spread > 0 else centred_P
+
+
+def _themes(query_Q: pl.Series) -> NDArray[np.int64]:
+    """What free queries are about: the last word, which in English is most often the thing."""
+    last_Q = query_Q.str.to_lowercase().str.strip_chars().str.split(" ").list.last()
+    return last_Q.fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
+
+
+def _rows_of(id_N: pl.Series, id_table: pl.Series) -> NDArray[np.int64]:
+    """Row of each id in its table."""
+    row_of = {name: row for row, name in enumerate(id_table.to_list())}
+    unknown = [name for name in id_N.unique(maintain_order=True).to_list() if name not in row_of]
+    if unknown:
+        raise ValueError(
+            f"relevance names {len(unknown)} {id_table.name} that the side table lacks, first "
+            f"{unknown[0]!r}; run `adtower data check` for the rows"
+        )
+    return np.array([row_of[name] for name in id_N.to_list()], dtype=np.int64)
+
+
+def _feature_names(product_columns: tuple[str, ...], known: FeatureNames) -> FeatureNames:
+    """The features a simulated log offers, after those already named."""
+    sparse = ["user_id", "query_id", "product_id"]
+    sparse += [f"products.{c}" for c in ("category", "brand") if c in product_columns]
+    sparse += ["time.hour", "time.weekday"]
+    dense = ["products.price"] if "price" in product_columns else []
+    taken = known.sparse + known.dense
+    return FeatureNames(
+        sparse=(*known.sparse, *(name for name in sparse if name not in taken)),
+        dense=(*known.dense, *(name for name in dense if name not in taken)),
+    )
+
+
+def _write_truth(folder: Path, state: WorldState, log: Log) -> None:
+    folder.mkdir()
+    state.save_(folder)
+    log.truth.write_parquet(folder / "impressions.parquet", compression="zstd")
+
+
+def _span(parameters: WorldParameters) -> tuple[int, int]:
+    """First moment of the log and first moment after it, microseconds UTC."""
+    day = datetime.fromisoformat(parameters.start).replace(tzinfo=UTC)
+    start_us = int(day.timestamp()) * 1_000_000 // DAY_US * DAY_US
+    return start_us, start_us + parameters.days * DAY_US
+
+
+def _moment(time_us: np.int64) -> datetime:
+    return datetime.fromtimestamp(int(time_us) / 1e6, tz=UTC)
+
+
+def _refuse_requests(requests: int) -> None:
+    if requests < 1:
+        raise ValueError(f"requests={requests} must be at least 1: a log of nothing has no clicks")
