@@ -48,14 +48,18 @@ class ImageShape(BaseModel):
     heads: int
 
 
-def split_heads(x_BLD: Tensor, heads: int) -> Tensor:
-    """(B, L, D) to (B, heads, L, E)."""
-    return x_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)
+def attention(
+    q_BLD: Tensor, k_BID: Tensor, v_BID: Tensor, heads: int, attend_BI: Tensor | None = None
+) -> Tensor:
+    """Multi-head attention of L tokens to I tokens, those where ``attend_BI`` is False left out.
 
-
-def merge_heads(x_BHLE: Tensor) -> Tensor:
-    """(B, heads, L, E) to (B, L, D)."""
-    return x_BHLE.transpose(1, 2).flatten(2)
+    Returns:
+        Shape (B, L, D).
+    """
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q_BLD, k_BID, v_BID))
+    mask = None if attend_BI is None else attend_BI[:, None, None, :]
+    mixed_BHLE = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return mixed_BHLE.transpose(1, 2).flatten(2)
 
 
 class TextLayer(nn.Module):
@@ -84,11 +88,8 @@ class TextLayer(nn.Module):
         else:
             kept_BLD = x_BLD
             q, k, v = self.qkv(x_BLD).chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(
-            *(split_heads(part, self.heads) for part in (q, k, v)),
-            attn_mask=attend_BL[:, None, None, :],
-        )
-        return self.attention_norm(kept_BLD + self.attention_out(merge_heads(mixed)))
+        mixed = attention(q, k, v, self.heads, attend_BL)
+        return self.attention_norm(kept_BLD + self.attention_out(mixed))
 
     def feed(self, x_BLD: Tensor) -> Tensor:
         """The feed-forward half with its residual."""
@@ -146,10 +147,7 @@ class ImageLayer(nn.Module):
 
     def forward(self, x_BIC: Tensor) -> Tensor:
         q, k, v = self.qkv(self.attention_norm(x_BIC)).chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(
-            *(split_heads(part, self.heads) for part in (q, k, v))
-        )
-        x_BIC = x_BIC + self.attention_out(merge_heads(mixed))
+        x_BIC = x_BIC + self.attention_out(attention(q, k, v, self.heads))
         return x_BIC + self.down(F.gelu(self.up(self.feed_norm(x_BIC))))
 
 
@@ -205,10 +203,7 @@ class CrossAttention(nn.Module):
     def forward(self, x_BLD: Tensor, keys_values_BI2D: Tensor) -> Tensor:
         k, v = keys_values_BI2D.chunk(2, dim=-1)
         q = self.query(self.norm(x_BLD))
-        mixed = F.scaled_dot_product_attention(
-            *(split_heads(part, self.heads) for part in (q, k, v))
-        )
-        return x_BLD + self.out(merge_heads(mixed))
+        return x_BLD + self.out(attention(q, k, v, self.heads))
 
 
 class MultimodalEncoder(nn.Module):
@@ -231,7 +226,11 @@ class MultimodalEncoder(nn.Module):
 
         They depend on the image alone, so mismatched pairs reuse them by row number.
         """
-        return [cross.keys_values(image_BIC) for cross in self.cross]
+        return [
+            cross.keys_values(image_BIC)
+            for cross in self.cross
+            if isinstance(cross, CrossAttention)
+        ]
 
     def forward(
         self,
@@ -262,8 +261,8 @@ class MultimodalEncoder(nn.Module):
             assert isinstance(layer, TextLayer)
             x_BLD = layer.attend(x_BLD, attend_BL, first_only=depth == last - 1)
             if depth >= fusion_first and keys_values is not None:
-                fused = depth - fusion_first
-                x_BLD = self.cross[fused](x_BLD, keys_values[fused])
+                cross = self.cross[depth - fusion_first]
+                x_BLD = cross(x_BLD, keys_values[depth - fusion_first])
             x_BLD = layer.feed(x_BLD)
         return x_BLD[:, 0]
 

@@ -244,7 +244,7 @@ def _ids_bytes(ids: Sequence[str]) -> bytes:
 
 
 def _refuse_damage(path: Path, content: bytes | NDArray[np.float32], expected: str) -> None:
-    raw = content if isinstance(content, bytes) else memoryview(np.ascontiguousarray(content))
+    raw = content if isinstance(content, bytes) else np.ascontiguousarray(content).data
     if hashlib.sha256(raw).hexdigest() != expected:
         raise ValueError(
             f"{path} does not have the SHA-256 of its manifest: the file was damaged or replaced; "

@@ -1,0 +1,96 @@
+"""A trained model as a folder: safetensors, tokenizer, and a record with every file's SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from embeddings.store import publish_
+
+FORMAT = "adtower-dashclip-1"
+RECORD = "model.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+def fingerprint(tensors: Mapping[str, Tensor], *texts: str) -> str:
+    """SHA-256 over named tensors and texts."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name].detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()
+
+
+def write_(
+    folder: Path, tensors: Mapping[str, Tensor], tokenizer: str, record: Mapping[str, Any]
+) -> Path:
+    """Write a model folder: first beside its place, then renamed, so it is whole or absent.
+
+    Raises:
+        ValueError: If ``folder`` exists and holds something other than a model.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+        raise ValueError(f"{folder} exists and holds no model; name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, unfinished / WEIGHTS)
+        (unfinished / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+        sha256 = {name: _sha256(unfinished / name) for name in (WEIGHTS, TOKENIZER)}
+        content = {"format": FORMAT, "sha256": sha256, **record}
+        (unfinished / RECORD).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        publish_(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the model in ``folder``, or None if there is no model."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {record.get('format')!r}; this reader knows {FORMAT}")
+    return record
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+    """Read tensors, tokenizer and record, refusing a file whose SHA-256 is not the recorded one.
+
+    Raises:
+        ValueError: If there is no model, or a file was damaged.
+    """
+    record = read_record(folder)
+    if record is None:
+        raise ValueError(f"{folder} has no {RECORD}, so it holds no model")
+    content: dict[str, bytes] = {}
+    for name, expected in record["sha256"].items():
+        content[name] = (folder / name).read_bytes()
+        if hashlib.sha256(content[name]).hexdigest() != expected:
+            raise ValueError(
+                f"{folder / name} does not have the SHA-256 of its record: the file was damaged "
+                "or replaced; train the stage again"
+            )
+    return load(content[WEIGHTS]), content[TOKENIZER].decode(), record
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
