@@ -421,6 +421,31 @@ def import_fashion(source: tyro.conf.Positional[Path], out: tyro.conf.Positional
     _say(f"dataset: {importers.import_fashion(source, out)}")
 
 
+@import_app.command(name="clicks")
+def import_clicks(
+    source: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    columns: dict[str, str] | None = None,
+    position_is_feature: bool = True,
+) -> None:
+    """Import a click log of ids alone; without other columns given, in the layout of clara2.
+
+    Args:
+        source: Parquet with one row an impression.
+        out: Folder of the new dataset.
+        columns: Pairs of our name and yours: --columns user_id session request_id serp ...
+        position_is_feature: Let models read the position: right where the ranking to be judged
+            is given, wrong where it is to be chosen.
+    """
+    from experiments import importers
+
+    chosen = columns or importers.CLARA2_COLUMNS
+    made = importers.import_clicks(
+        source, out, columns=chosen, position_is_feature=position_is_feature
+    )
+    _say(f"dataset: {made}")
+
+
 data_app.command(import_app, name="import")
 app.command(data_app, name="data")
 
