@@ -1,0 +1,309 @@
+"""The simulated A/B test: honest intervals, an exact truth, and no way to flatter oneself."""
+
+import math
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from experiments.ab_result import AbResult
+from experiments.ab_test import simulate_ab
+from experiments.assignment import assign_arm, srm_check
+from experiments.lift import log_ratio, ratio_lift
+
+
+@dataclass
+class ToyWorld:
+    """Five candidates a request, two slots, and users who differ much in how they click."""
+
+    users: int = 300
+    base_rate: float = 0.1
+    purchase_rate: float = 0.5
+    grades: bool = True
+    padding: bool = True
+
+    def draw_requests(self, n, seed):
+        rng = np.random.default_rng([seed, 1])
+        appeal_RK = rng.random((n, 5))
+        user_R = rng.integers(0, self.users, n)
+        eager_U = np.random.default_rng([seed, 2]).gamma(0.5, 2.0, self.users)
+        candidate_RK = np.tile(np.arange(5), (n, 1))
+        candidate_RK[::7, 4] = -1
+        return SimpleNamespace(
+            user_R=np.array([f"u{code}" for code in user_R]),
+            candidate_RK=candidate_RK,
+            bid_micros_RK=rng.integers(200_000, 2_000_000, (n, 5)),
+            appeal_RK=appeal_RK,
+            eager_R=eager_U[user_R],
+        )
+
+    def candidate_table(self, requests):
+        present_N = requests.candidate_RK.ravel() >= 0
+        table = pl.DataFrame({"appeal": requests.appeal_RK.ravel()})
+        return table if self.padding else table.filter(pl.Series(present_N))
+
+    def run(self, requests, pctr_RK):
+        score_RK = np.where(requests.candidate_RK >= 0, pctr_RK * requests.bid_micros_RK, -1.0)
+        order_RK = np.argsort(-score_RK, axis=1, kind="stable")
+        shown_RS = order_RK[:, :2]
+        take = np.take_along_axis
+        next_RS = np.maximum(take(score_RK, order_RK[:, 1:3], axis=1), 0)
+        price_RS = next_RS / np.maximum(take(pctr_RK, shown_RS, axis=1), 1e-9)
+        appeal_RS = take(requests.appeal_RK, shown_RS, axis=1)
+        p_click_RS = self.base_rate * appeal_RS * requests.eager_R[:, None] * np.array([1.0, 0.5])
+        outcome = SimpleNamespace(
+            shown_RS=shown_RS,
+            price_micros_RS=price_RS,
+            p_click_RS=np.clip(p_click_RS, 0, 1),
+            p_purchase_RS=self.purchase_rate * appeal_RS,
+        )
+        if self.grades:
+            outcome.relevance_RS = np.floor(3 * appeal_RS)
+            outcome.value_micros_RS = take(requests.bid_micros_RK, shown_RS, axis=1)
+        return outcome
+
+
+def knows(table):
+    return table["appeal"].to_numpy()
+
+
+def knows_nothing(table):
+    return np.full(table.height, 0.5)
+
+
+def user_sums(rng, users=400, effect=0.0):
+    """Clicks and impressions of users whose rates differ widely."""
+    rate_U = rng.beta(0.5, 4.5, users)
+    impressions_U = rng.poisson(12, users) + 1
+    treated_U = np.arange(users) % 2 == 0
+    clicks_U = rng.binomial(impressions_U, np.clip(rate_U * (1 + effect * treated_U), 0, 1))
+    return clicks_U.astype(float), impressions_U.astype(float), treated_U
+
+
+def test_delta_method_by_hand():
+    # Two users a side. Control clicks/impressions 1/2 and 3/2: CTR 1; treatment 2/2 and 6/2:
+    # CTR 2, lift 100%. Y/mean(Y) - X/mean(X) is -1/2 and +1/2 on both sides: variance 1/2,
+    # over 2 users 1/4, together 1/2.
+    lift = ratio_lift(
+        "ctr", [1, 3, 2, 6], [2, 2, 2, 2], [False, False, True, True], confidence=0.95
+    )
+    assert lift.control == pytest.approx(1)
+    assert lift.treatment == pytest.approx(2)
+    assert lift.lift == pytest.approx(1)
+    margin = stats.norm.isf(0.025) * math.sqrt(0.5)
+    assert lift.low == pytest.approx(2 * math.exp(-margin) - 1)
+    assert lift.high == pytest.approx(2 * math.exp(margin) - 1)
+    assert lift.p_value == pytest.approx(2 * stats.norm.sf(math.log(2) / math.sqrt(0.5)))
+
+
+def test_the_variance_equals_the_published_formula():
+    y, x, _ = user_sums(np.random.default_rng(0))
+    cov = np.cov(y, x, ddof=1)
+    my, mx = y.mean(), x.mean()
+    expected = (cov[0, 0] / my**2 - 2 * cov[0, 1] / (my * mx) + cov[1, 1] / mx**2) / len(y)
+    log_r, variance = log_ratio(y, x, "ctr")
+    assert variance == pytest.approx(expected, rel=1e-12)
+    assert log_r == pytest.approx(math.log(y.sum() / x.sum()))
+
+
+def test_the_delta_method_agrees_with_the_bootstrap_over_users():
+    rng = np.random.default_rng(1)
+    y, x, _ = user_sums(rng, users=600)
+    rows = rng.integers(0, 600, (1_500, 600))
+    bootstrap = np.log(y[rows].sum(1) / x[rows].sum(1)).std(ddof=1)
+    assert math.sqrt(log_ratio(y, x, "ctr")[1]) == pytest.approx(bootstrap, rel=0.07)
+
+
+def test_swapping_the_arms_turns_the_sign_exactly():
+    y, x, treated = user_sums(np.random.default_rng(2), effect=0.3)
+    forth, back = ratio_lift("ctr", y, x, treated), ratio_lift("ctr", y, x, ~treated)
+    assert math.log1p(forth.lift) == pytest.approx(-math.log1p(back.lift), rel=1e-12)
+    assert math.log1p(forth.low) == pytest.approx(-math.log1p(back.high), rel=1e-12)
+    assert (1 + forth.lift) * (1 + back.lift) == pytest.approx(1, rel=1e-14)
+    assert forth.p_value == back.p_value
+
+
+def test_false_alarms_are_one_in_twenty_where_impressions_alone_would_give_many():
+    rng = np.random.default_rng(3)
+    ours, naive = [], []
+    for _ in range(1_000):
+        y, x, treated = user_sums(rng)
+        ours.append(ratio_lift("ctr", y, x, treated).p_value < 0.05)
+        rate, n = y.sum() / x.sum(), [x[treated].sum(), x[~treated].sum()]
+        difference = y[treated].sum() / n[0] - y[~treated].sum() / n[1]
+        error = math.sqrt(rate * (1 - rate) * (1 / n[0] + 1 / n[1]))
+        naive.append(abs(difference) / error > stats.norm.isf(0.025))
+    # 5% give or take three standard errors of 1,000 trials.
+    assert 0.03 < np.mean(ours) < 0.071
+    assert np.mean(naive) > 0.15
+
+
+def test_a_policy_against_itself_has_no_true_lift_and_about_5_percent_false_alarms():
+    alarms, trials = {"ctr": 0, "rpm": 0, "cvr": 0}, 400
+    for seed in range(trials):
+        result = simulate_ab(
+            ToyWorld(users=120, base_rate=0.2), knows, knows, requests=500, seed=seed
+        )
+        for name in alarms:
+            assert result.lifts[name].true == 0.0
+            alarms[name] += result.lifts[name].p_value < 0.05
+    for name, count in alarms.items():
+        # With 60 users a side and skewed rates the normal quantile is a little short.
+        assert 0.02 < count / trials < 0.095, f"{name}: {count / trials}"
+
+
+def test_intervals_hold_the_true_lift():
+    held = {"ctr": [], "rpm": []}
+    for seed in range(200):
+        result = simulate_ab(
+            ToyWorld(users=200, base_rate=0.2), knows_nothing, knows, requests=800, seed=seed
+        )
+        for name, hits in held.items():
+            lift = result.lifts[name]
+            hits.append(lift.low < lift.true < lift.high)
+    assert min(np.mean(hits) for hits in held.values()) > 0.89
+
+
+def test_a_model_that_knows_wins_and_the_truth_is_the_ratio_of_expectations():
+    world = ToyWorld(users=3_000, base_rate=0.3)
+    result = simulate_ab(world, knows_nothing, knows, requests=4_000, seed=5)
+    ctr = result.lifts["ctr"]
+    assert ctr.low > 0
+    requests = world.draw_requests(4_000, 5)
+    clicks = [
+        world.run(requests, np.where(requests.candidate_RK >= 0, p_RK, 0)).p_click_RS.sum()
+        for p_RK in (requests.appeal_RK, np.full((4_000, 5), 0.5))
+    ]
+    # Both fill both slots of every request, so the impressions cancel.
+    assert ctr.true == pytest.approx(clicks[0] / clicks[1] - 1, rel=1e-12)
+    assert set(result.lifts) == {"ctr", "cvr", "rpm", "cpc", "welfare", "relevance"}
+    assert result.lifts["relevance"].true > 0
+    back = simulate_ab(world, knows, knows_nothing, requests=4_000, seed=5)
+    assert (1 + back.lifts["ctr"].true) * (1 + ctr.true) == pytest.approx(1, rel=1e-12)
+
+
+def test_the_same_seed_gives_the_same_result_and_another_salt_other_arms():
+    def run(seed=1, salt="a"):
+        return simulate_ab(ToyWorld(), knows_nothing, knows, requests=800, seed=seed, salt=salt)
+
+    assert run() == run()
+    assert run() != run(seed=2)
+    assert run(salt="b").lifts["ctr"].control != run().lifts["ctr"].control
+    assert run(salt="b").lifts["ctr"].true == run().lifts["ctr"].true
+
+
+def test_scaling_a_models_scores_changes_no_ranking_and_no_ctr():
+    # Equal factors cancel in score x bid; only a change of order can move clicks.
+    world = ToyWorld()
+    plain = simulate_ab(world, knows_nothing, knows, requests=800, seed=1)
+    scaled = simulate_ab(world, knows_nothing, lambda t: knows(t) / 2, requests=800, seed=1)
+    assert scaled.lifts["ctr"] == plain.lifts["ctr"]
+    assert scaled.lifts["rpm"].lift == pytest.approx(plain.lifts["rpm"].lift, rel=1e-6)
+
+
+def test_candidate_tables_with_and_without_padding_agree():
+    arguments = {"requests": 500, "seed": 3}
+    padded = simulate_ab(ToyWorld(), knows_nothing, knows, **arguments)
+    assert padded == simulate_ab(ToyWorld(padding=False), knows_nothing, knows, **arguments)
+
+
+def test_a_world_without_values_and_grades_leaves_those_metrics_out():
+    result = simulate_ab(ToyWorld(grades=False), knows_nothing, knows, requests=500, seed=1)
+    assert set(result.lifts) == {"ctr", "cvr", "rpm", "cpc"}
+
+
+def test_no_purchases_leave_cvr_undefined_and_say_so():
+    result = simulate_ab(ToyWorld(purchase_rate=0.0), knows, knows, requests=500, seed=1)
+    assert "cvr" not in result.lifts
+    assert result.undefined["cvr"] == "no purchases in the control arm"
+    assert "ab.cvr.lift" not in result.to_metrics()
+
+
+def test_arms_are_stable_balanced_and_independent_between_salts():
+    users = [f"user-{code}" for code in range(20_000)]
+    first = np.array([assign_arm(user, "first") == "treatment" for user in users])
+    second = np.array([assign_arm(user, "second") == "treatment" for user in users])
+    assert srm_check(int((~first).sum()), int(first.sum())) > 0.001
+    table = np.array(
+        [
+            [(first & second).sum(), (first & ~second).sum()],
+            [(~first & second).sum(), (~first & ~second).sum()],
+        ]
+    )
+    assert stats.chi2_contingency(table).pvalue > 0.001
+    # By shell: sha256 of "first:alice" begins 2af32bbce7a563fd, which is 4669 modulo 10,000.
+    assert assign_arm("alice", "first") == "treatment"
+    share = np.mean([assign_arm(u, "x", treatment_share=0.1) == "treatment" for u in users])
+    assert share == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_broken_split_is_flagged_and_overrides_the_verdict():
+    assert srm_check(50_000, 50_000) == 1.0
+    # 49.5% against 50.5% of 100,000: chi-squared is 10 with one degree of freedom.
+    assert srm_check(49_500, 50_500) == pytest.approx(stats.chi2.sf(10, 1))
+    result = simulate_ab(ToyWorld(), knows_nothing, knows, requests=500, seed=1)
+    assert not result.srm_failed
+    broken = replace(result, srm_p_value=1e-6)
+    assert broken.srm_failed
+    assert broken.verdict().startswith("The split is broken")
+
+
+def test_results_are_flat_survive_json_and_print():
+    world = ToyWorld(users=3_000, base_rate=0.3)
+    result = simulate_ab(world, knows_nothing, knows, requests=4_000, seed=1)
+    assert AbResult.from_json(result.to_json()) == result
+    metrics = result.to_metrics()
+    for name in ("ctr", "cvr", "rpm"):
+        for key in ("lift", "low", "high", "true"):
+            assert np.isfinite(metrics[f"ab.{name}.{key}"])
+    assert all(type(value) is float for value in metrics.values())
+    assert "raises ctr (+" in result.verdict()
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(result.table())
+    assert f"[{result.lifts['ctr'].low:+.1%}," in capture.get()
+    with pytest.raises(ValueError, match="not an A/B result of this version"):
+        AbResult.from_json('{"lifts": {}}')
+
+
+def test_what_cannot_be_tested_is_refused():
+    def run(world=None, control=knows, treatment=knows, **kw):
+        return simulate_ab(
+            world or ToyWorld(), control, treatment, **{"requests": 300, "seed": 1, **kw}
+        )
+
+    class NoUsers(ToyWorld):
+        def draw_requests(self, n, seed):
+            requests = super().draw_requests(n, seed)
+            requests.user_R = requests.user_R.astype(object)
+            requests.user_R[3] = None
+            return requests
+
+    with pytest.raises(ValueError, match=r"request 3 has no user \(None\)"):
+        run(NoUsers())
+    with pytest.raises(ValueError, match="zero clicks in the control arm, over"):
+        run(ToyWorld(base_rate=0.0))
+    with pytest.raises(ValueError, match="arm has 0 of 1 users; at least two"):
+        run(ToyWorld(users=1))
+    with pytest.raises(ValueError, match=r"control model scored row 0 as .* were logits"):
+        run(control=lambda table: 5 + knows(table))
+    with pytest.raises(ValueError, match=r"treatment model returned scores of shape \(10,\)"):
+        run(treatment=lambda table: knows(table)[:10])
+    with pytest.raises(ValueError, match="requests is 0"):
+        run(requests=0)
+    with pytest.raises(ValueError, match="confidence is 95"):
+        run(confidence=95)
+    with pytest.raises(ValueError, match="the salt is empty"):
+        run(salt="")
+    with pytest.raises(ValueError, match="a user without an id"):
+        assign_arm("", "salt")
+    with pytest.raises(ValueError, match="treatment_share is 1"):
+        assign_arm("u", "salt", treatment_share=1)
+    with pytest.raises(ValueError, match="numerator sums to 0 over 2 users"):
+        ratio_lift("ctr", [0, 0, 1, 1], [1, 1, 1, 1], [False, False, True, True])
+    with pytest.raises(ValueError, match="1 users; at least two"):
+        ratio_lift("ctr", [1, 1, 1], [1, 1, 1], [False, True, True])

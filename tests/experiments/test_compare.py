@@ -1,0 +1,274 @@
+"""A comparison claims exactly what its tests allow, and says so in words."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from experiments.compare import Comparison, compare_variants
+from experiments.holm import holm
+from ranking.intervals import Estimate, auc_components, auc_difference
+from ranking.metrics import auc
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def clicks_and_logits(users=400, rows_a_user=5, seed=0):
+    rng = np.random.default_rng(seed)
+    user_N = np.repeat(np.arange(users), rows_a_user)
+    logit_N = 1.5 * rng.normal(size=len(user_N)) + 0.5 * rng.normal(size=users)[user_N] - 1.5
+    label_N = (rng.random(len(user_N)) < sigmoid(logit_N)).astype(float)
+    return rng, label_N, user_N, logit_N
+
+
+@pytest.fixture
+def inputs():
+    """The less noise a model adds to the true logit, the better it is."""
+    rng, label_N, user_N, logit_N = clicks_and_logits()
+
+    def models(noise, seeds=2):
+        shared_N = noise * rng.normal(size=len(logit_N))
+        return [
+            sigmoid(logit_N + shared_N + 0.1 * rng.normal(size=len(logit_N))) for _ in range(seeds)
+        ]
+
+    p_click = {
+        "dashclip": models(0.2),
+        "production": models(2.0),
+        "random_vectors": models(1.9),
+        "shuffled_vectors": models(1.95),
+        "stage1": models(1.9),
+        "logistic": models(6.0, seeds=1),
+    }
+    return label_N, user_N, p_click
+
+
+@pytest.fixture
+def comparison(inputs):
+    return compare_variants(*inputs)
+
+
+estimates = st.lists(
+    st.builds(
+        Estimate,
+        value=st.floats(-0.1, 0.1).map(lambda x: round(x, 6)),
+        standard_error=st.floats(0.001, 0.05),
+        degrees_of_freedom=st.floats(2, 500),
+    ),
+    max_size=9,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(estimates, st.sampled_from([0.8, 0.95, 0.99]))
+def test_an_interval_excludes_zero_exactly_where_holm_rejects(family, confidence):
+    results = holm(family, confidence)
+    alpha, p_M = 1 - confidence, np.array([estimate.p_value for estimate in family])
+    still = True
+    for place, index in enumerate(np.argsort(p_M, kind="stable")):
+        still = still and p_M[index] <= alpha / (len(family) - place)
+        result = results[index]
+        assert result.rejected == still
+        assert (result.low > 0 or result.high < 0) == still
+        assert result.value == family[index].value
+        if abs(result.p_value - alpha) > 1e-12:
+            assert (result.p_value <= alpha) == still
+        # Never narrower than the interval of a lone comparison.
+        assert result.low <= family[index].interval(confidence)[0] + 1e-12
+
+
+def test_holm_by_hand():
+    # p-values .01, .04, .03 of three: thresholds .05/3, .05/2, .05. The first passes, .03 does
+    # not, so .04 may not either, though it is below .05. Adjusted: .03, .06, .06.
+    def with_p(p):
+        z = Estimate(value=1.0, standard_error=1.0, degrees_of_freedom=1e9)
+        margin = z.interval(1 - p)[1] - 1
+        return Estimate(value=margin, standard_error=1.0, degrees_of_freedom=1e9)
+
+    results = holm([with_p(0.01), with_p(0.04), with_p(0.03)])
+    assert [result.rejected for result in results] == [True, False, False]
+    assert [result.p_value for result in results] == pytest.approx([0.03, 0.06, 0.06])
+    # The last two use the level of the first failure, 1 - .05/2.
+    assert results[1].low == pytest.approx(with_p(0.04).interval(0.975)[0])
+
+
+def test_a_family_of_one_is_the_plain_interval_and_an_empty_one_is_empty():
+    estimate = Estimate(value=0.02, standard_error=0.01, degrees_of_freedom=30.0)
+    (result,) = holm([estimate])
+    assert (result.low, result.high) == estimate.interval(0.95)
+    assert holm([]) == []
+
+
+def test_false_claims_stay_within_one_in_twenty_families():
+    rng = np.random.default_rng(0)
+    claims = 0
+    for z_M in rng.normal(size=(2_000, 5)):
+        family = [Estimate(value=z, standard_error=1.0, degrees_of_freedom=1e9) for z in z_M]
+        claims += any(result.rejected for result in holm(family))
+    assert 0.035 < claims / 2_000 < 0.065
+
+
+def test_rows_hold_means_over_seeds_and_the_baseline_comes_first(inputs, comparison):
+    label_N, user_N, p_click = inputs
+    assert [row.name for row in comparison.rows][:2] == ["production", "dashclip"]
+    row = comparison["dashclip"]
+    assert row.auc == pytest.approx(np.mean([auc(label_N, p) for p in p_click["dashclip"]]))
+    assert row.auc_low < row.auc < row.auc_high
+    assert row.seeds == 2
+    assert comparison.users == 400
+    assert comparison.clicks == label_N.sum()
+    estimate = auc_difference(
+        label_N,
+        auc_components(label_N, p_click["dashclip"]),
+        auc_components(label_N, p_click["production"]),
+        user_N,
+    )
+    assert row.delta_auc == pytest.approx(estimate.value)
+    # At least as wide as unadjusted.
+    low, high = estimate.interval(0.95)
+    assert row.delta_auc_low <= low
+    assert row.delta_auc_high >= high
+
+
+def test_the_better_placebo_is_the_one_with_the_higher_auc(comparison):
+    random, shuffled = comparison["random_vectors"], comparison["shuffled_vectors"]
+    better = max(random, shuffled, key=lambda row: row.auc)
+    assert comparison.placebo == better.name
+    row = comparison["dashclip"]
+    assert row.delta_placebo == pytest.approx(row.auc - better.auc)
+    assert better.delta_placebo == 0
+    # The baseline's difference to the placebo is what the placebo gains, turned.
+    assert comparison["production"].delta_placebo == -better.delta_auc
+    assert comparison["production"].delta_placebo_low == -better.delta_auc_high
+    assert comparison["production"].delta_auc == 0
+
+
+def test_only_a_variant_above_both_references_ships(comparison):
+    assert [row.name for row in comparison.rows if row.ships] == ["dashclip"]
+    assert not comparison["stage1"].ships
+    verdict = comparison.verdict()
+    assert verdict.startswith("dashclip ships: test AUC 0.")
+    assert "above production, and" in verdict
+    assert "logistic loses to production." in verdict
+    assert f"Capacity alone ({comparison.placebo}, vectors without meaning) is worth" in verdict
+
+
+def test_a_gain_that_placebos_share_is_capacity_and_does_not_ship():
+    rng, label_N, user_N, logit_N = clicks_and_logits(seed=3)
+    better_N = sigmoid(logit_N)
+
+    def jitter():
+        return [sigmoid(logit_N + 0.02 * rng.normal(size=len(logit_N))) for _ in range(2)]
+
+    production_N = sigmoid(logit_N + 2 * rng.normal(size=len(logit_N)))
+    result = compare_variants(
+        label_N,
+        user_N,
+        {
+            "production": [production_N],
+            "random_vectors": jitter(),
+            "shuffled_vectors": jitter(),
+            "stage1": [better_N],
+        },
+    )
+    row = result["stage1"]
+    assert row.above_baseline
+    assert not row.above_placebo
+    assert not row.ships
+    assert result.verdict().startswith("Nothing ships: the best, stage1,")
+    assert "does not tell it from" in result.verdict()
+    assert result.capacity is not None
+    assert result.to_metrics()["capacity.delta_auc"] == result.capacity.delta_auc > 0.05
+
+
+def test_shuffled_vectors_that_beat_random_ones_are_called_a_leak(inputs):
+    label_N, user_N, p_click = inputs
+    leaky = p_click | {"shuffled_vectors": p_click["dashclip"]}
+    result = compare_variants(label_N, user_N, leaky)
+    assert "look for a leak" in str(result.leak_warning())
+    assert "look for a leak" in result.verdict()
+    assert compare_variants(label_N, user_N, p_click).leak_warning() is None
+
+
+def test_without_placebos_nothing_is_said_about_them(inputs):
+    label_N, user_N, p_click = inputs
+    alone = {name: p_click[name] for name in ("production", "dashclip")}
+    result = compare_variants(label_N, user_N, alone)
+    assert result.placebo is None
+    assert result["dashclip"].delta_placebo is None
+    assert not result["dashclip"].ships
+    assert "meaning cannot be told from capacity" in result.verdict()
+    assert not any("placebo" in key or "capacity" in key for key in result.to_metrics())
+    only = compare_variants(label_N, user_N, {"production": p_click["production"]})
+    assert only.verdict() == "Nothing ships: no variant was compared with production."
+
+
+def test_a_variant_equal_to_the_baseline_differs_by_nothing(inputs):
+    label_N, user_N, p_click = inputs
+    same = p_click["production"][:1]
+    result = compare_variants(label_N, user_N, {"production": same, "dashclip": same})
+    row = result["dashclip"]
+    assert (row.delta_auc, row.delta_auc_low, row.delta_auc_high) == (0.0, 0.0, 0.0)
+    assert row.p_value_holm == 1.0
+
+
+def test_metrics_are_flat_finite_and_named(comparison):
+    metrics = comparison.to_metrics()
+    assert all(type(value) is float and np.isfinite(value) for value in metrics.values())
+    for name in ("production", "random_vectors", "dashclip"):
+        for key in ("auc", "delta_auc", "delta_placebo"):
+            assert {f"{name}.{key}", f"{name}.{key}_low", f"{name}.{key}_high"} <= set(metrics)
+        assert {f"{name}.log_loss", f"{name}.normalized_entropy"} <= set(metrics)
+
+
+def test_the_order_of_rows_and_the_names_of_users_do_not_matter(inputs, comparison):
+    label_N, user_N, p_click = inputs
+    order_N = np.random.default_rng(1).permutation(len(label_N))
+    again = compare_variants(
+        label_N[order_N],
+        np.array([f"user {code}" for code in user_N])[order_N],
+        {name: [p[order_N] for p in seeds] for name, seeds in p_click.items()},
+    )
+    assert again.to_metrics() == pytest.approx(comparison.to_metrics(), rel=1e-9, abs=1e-12)
+
+
+def test_a_comparison_survives_json(comparison):
+    assert Comparison.from_json(comparison.to_json()) == comparison
+    broken = json.loads(comparison.to_json())
+    broken["rows"][0]["surprise"] = 1
+    with pytest.raises(ValueError, match="not a comparison of this version"):
+        Comparison.from_json(json.dumps(broken))
+
+
+def test_the_table_shows_every_variant_and_its_brackets(comparison):
+    console = Console(width=200, record=True, file=None, quiet=False, force_terminal=False)
+    with console.capture() as capture:
+        console.print(comparison.table())
+    text = capture.get()
+    assert "random_vectors (placebo)" in text
+    row = comparison["dashclip"]
+    assert f"{row.delta_auc:+.4f} [{row.delta_auc_low:+.4f}, {row.delta_auc_high:+.4f}]" in text
+
+
+def test_sets_that_cannot_be_compared_are_refused(inputs):
+    label_N, user_N, p_click = inputs
+    without = {name: p for name, p in p_click.items() if name != "production"}
+    with pytest.raises(ValueError, match="the baseline 'production' is not among"):
+        compare_variants(label_N, user_N, without)
+    with pytest.raises(ValueError, match="both baseline and control"):
+        compare_variants(label_N, user_N, p_click, baseline="random_vectors")
+    with pytest.raises(ValueError, match=r"variant 'dashclip': labels have shape .* scores"):
+        compare_variants(label_N, user_N, p_click | {"dashclip": [p_click["dashclip"][0][:-1]]})
+    with pytest.raises(ValueError, match="one a seed; was a single array passed"):
+        compare_variants(label_N, user_N, p_click | {"dashclip": p_click["dashclip"][0]})
+    with pytest.raises(ValueError, match="variant 'dashclip': no scores"):
+        compare_variants(label_N, user_N, p_click | {"dashclip": []})
+    with pytest.raises(ValueError, match="were logits passed"):
+        compare_variants(label_N, user_N, p_click | {"dashclip": [10 * label_N - 5]})
+    with pytest.raises(ValueError, match="'dashclp' was not compared; the set is"):
+        compare_variants(label_N, user_N, p_click)["dashclp"]
