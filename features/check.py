@@ -268,9 +268,7 @@ def _images(dataset: Dataset, products: pl.DataFrame, max_images: int | None) ->
         count += 1
     if not count:
         return []
-    name = (
-        f"product {products['product_id'][first]!r}" if "product_id" in products.columns else "it"
-    )
+    product = products["product_id"][first] if "product_id" in products.columns else "?"
     return [
         Violation(
             table="products",

@@ -234,7 +234,7 @@ def _in_range(values: pl.Series, kind: Kind) -> pl.Series:
         case "label":
             return values.is_between(0, 2)
         case "position":
-            return values.is_between(1, 2**31 - 1)
+            return values.cast(pl.Int64).is_between(1, 2**31 - 1)
         case "micros":
             return values >= 0
         case "share":

@@ -24,7 +24,6 @@ from features.schema import (
     TABLE_NAMES,
     DatasetSpec,
     TableFiles,
-    format_spec,
     parse_spec,
     write_spec,
 )
@@ -209,11 +208,12 @@ def write_dataset(
     Args:
         folder: Where; must not exist, unless ``overwrite``, which replaces it whole.
         spec: What the dataset says of itself; its ``tables`` are set to the files written.
-        overwrite: Replace what is there.
+        overwrite: Replace the dataset that is there.
         **tables: Polars, pandas or Arrow tables by name (``products=...``).
 
     Raises:
-        ValueError: If the folder exists, no table is given, or a name is unknown.
+        ValueError: If the folder exists (with ``overwrite``: and is no dataset), no table is
+            given, or a name is unknown.
     """
     _refuse_unknown_tables(tables)
     folder = Path(folder)
@@ -221,6 +221,8 @@ def write_dataset(
         raise ValueError("write_dataset was given no table")
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists already; choose another folder or pass overwrite")
+    if folder.exists() and not (folder / SPEC_FILE).is_file() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other files and no {SPEC_FILE}; it is not overwritten")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -229,12 +231,9 @@ def write_dataset(
             as_frame(table).write_parquet(draft / f"{name}.parquet", compression="zstd")
         write_spec(spec.model_copy(update={"tables": named}), draft / SPEC_FILE)
         draft.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
+        _put_in_place(draft, folder)
     finally:
-        if draft.exists():
-            shutil.rmtree(draft)
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
@@ -254,15 +253,32 @@ def write_into_dataset(folder: str | Path, spec: DatasetSpec, **tables: Any) -> 
     _refuse_unknown_tables(tables)
     folder = Path(folder)
     old = Dataset.open(folder).spec.tables
-    for name, table in tables.items():
-        draft = folder / f".{name}.parquet.part"
-        as_frame(table).write_parquet(draft, compression="zstd")
-        draft.replace(folder / f"{name}.parquet")
     named = old.model_copy(update={name: f"{name}.parquet" for name in tables})
-    draft = folder / f".{SPEC_FILE}.part"
-    draft.write_text(format_spec(spec.model_copy(update={"tables": named})), encoding="utf-8")
-    draft.replace(folder / SPEC_FILE)
+    draft = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+    try:
+        for name, table in tables.items():
+            as_frame(table).write_parquet(draft / f"{name}.parquet", compression="zstd")
+        write_spec(spec.model_copy(update={"tables": named}), draft / SPEC_FILE)
+        for file in (*(f"{name}.parquet" for name in tables), SPEC_FILE):
+            (draft / file).replace(folder / file)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Give a finished draft its name; what bore the name before goes only once that worked."""
+    if not folder.exists():
+        draft.rename(folder)
+        return
+    old = draft.with_name(f"{draft.name}-old")
+    folder.rename(old)
+    try:
+        draft.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_parquet(uris: list[str]) -> pl.DataFrame:

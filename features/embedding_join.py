@@ -23,8 +23,15 @@ DERIVED_NAMES = ("cosine_product_query", "cosine_product_history")
 class VectorTable(Protocol):
     """What the join needs of a store of vectors; ``embeddings.store`` provides one."""
 
-    dim: int
-    fingerprint: str
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the encoder and the data that the vectors came from."""
+        ...
 
     @property
     def vectors_VD(self) -> NDArray[np.float32]:
@@ -42,13 +49,16 @@ class Vectors:
 
     product_PD: NDArray[np.float32]
     product_present_P: NDArray[np.bool_]
+    """False where the catalogue's product has no vector."""
     query_QD: NDArray[np.float32]
     query_present_Q: NDArray[np.bool_]
+    """False where the catalogue's query has no vector."""
     fingerprint: str
     """Names the two stores the vectors came from."""
 
     @property
     def dim(self) -> int:
+        """Length of a vector, D."""
         return self.product_PD.shape[1]
 
 
@@ -72,21 +82,23 @@ def join_vectors(
 ) -> Vectors:
     """Bring the vectors of a catalogue into its row order.
 
+    Args:
+        product_table: Vectors by product id.
+        query_table: Vectors by query id, made by the same encoder.
+        product_ids: The catalogue in row order, length P.
+        query_ids: The catalogue in row order, length Q.
+
     Raises:
-        ValueError: If the two tables disagree on the dimension, or none of the products is known.
+        ValueError: If the two tables disagree on the dimension, none of the products or of the
+            queries is known, or a vector is not finite.
     """
     if product_table.dim != query_table.dim:
         raise ValueError(
             f"product vectors have {product_table.dim} dimensions and query vectors "
             f"{query_table.dim}; both must come from one encoder"
         )
-    product_PD, product_present_P = _in_order(product_table, product_ids)
-    query_QD, query_present_Q = _in_order(query_table, query_ids)
-    if len(product_ids) and not product_present_P.any():
-        raise ValueError(
-            f"none of the {len(product_ids)} catalogue products has a vector; "
-            "was the store made from another catalogue?"
-        )
+    product_PD, product_present_P = _in_order(product_table, product_ids, "product")
+    query_QD, query_present_Q = _in_order(query_table, query_ids, "query")
     return Vectors(
         product_PD=product_PD,
         product_present_P=product_present_P,
@@ -109,9 +121,10 @@ def gather_vectors(vectors: Vectors, examples: Examples) -> VectorRows:
     history_ND = np.zeros_like(product_ND)
     count_N = np.zeros(len(examples), np.float32)
     for item_N in examples.history_NL.T:
-        item_ND, present_N = _rows(vectors.product_PD, vectors.product_present_P, item_N)
-        history_ND += item_ND
-        count_N += present_N
+        # Most histories are short: touch only the rows that have an item here.
+        has_N = np.flatnonzero(item_N >= 0)
+        history_ND[has_N] += vectors.product_PD[item_N[has_N]]
+        count_N[has_N] += vectors.product_present_P[item_N[has_N]]
     history_ND /= np.maximum(count_N, 1.0)[:, None]
     present_N3 = np.stack([product_mask_N, query_mask_N, (count_N > 0).astype(np.float32)], axis=1)
     return VectorRows(
@@ -131,12 +144,24 @@ def derived_features(rows: VectorRows) -> NDArray[np.float32]:
 
 
 def _in_order(
-    table: VectorTable, ids: Sequence[str]
+    table: VectorTable, ids: Sequence[str], what: str
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     row_V = table.row_of(ids)
     present_V = row_V >= 0
+    if len(ids) and not present_V.any():
+        raise ValueError(
+            f"none of the catalogue's {len(ids)} {what} ids ({ids[0]!r}, ...) has a vector; "
+            "was the store made from another catalogue?"
+        )
     vector_VD = np.zeros((len(ids), table.dim), np.float32)
     vector_VD[present_V] = table.vectors_VD[row_V[present_V]]
+    finite_V = np.isfinite(vector_VD).all(axis=1)
+    if not finite_V.all():
+        first = int(np.argmin(finite_V))
+        raise ValueError(
+            f"the vector of {what} {ids[first]!r} is not finite ({int((~finite_V).sum())} such "
+            "vectors); did the training of the encoder diverge?"
+        )
     return vector_VD, present_V
 
 

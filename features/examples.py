@@ -18,6 +18,9 @@ class Examples:
     Products and queries are named by their row in the pipeline's catalogue (``product_ids`` and
     ``query_ids`` of ``FeaturePipeline``), so vectors are joined by row number and never copied
     into rows. -1 stands for a product or query that the catalogue does not have.
+
+    Raises:
+        ValueError: If the arrays or names do not fit together.
     """
 
     sparse_names: tuple[str, ...]
@@ -39,15 +42,34 @@ class Examples:
     first, padded with -1."""
     user_N: NDArray[np.int64]
     """A code for the user, for grouped metrics and clustered intervals; 0.. in order of
-    appearance, and all distinct where the table has no user_id."""
+    appearance within one ``transform``; every row without a user has a code of its own."""
     request_N: NDArray[np.int64]
-    """A code for the request."""
+    """A code for the request, made as ``user_N`` is."""
     time_us_N: NDArray[np.int64]
     """Microseconds since the epoch, UTC."""
     label_N: NDArray[np.float32] | None
     """1 where clicked, else 0; None where the table has no labels (scoring)."""
     purchased_N: NDArray[np.float32] | None = None
     """1 where bought, else 0; None where unknown."""
+
+    def __post_init__(self) -> None:
+        shapes = {
+            f.name: value.shape
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), np.ndarray)
+        }
+        wrong = [f"{name} {shape}" for name, shape in shapes.items() if shape[0] != len(self)]
+        if wrong:
+            raise ValueError(f"product_N has {len(self)} rows, unlike {', '.join(wrong)}")
+        if not self.sparse_NF.shape[1] == len(self.sparse_names) == len(self.vocabulary_sizes):
+            raise ValueError(
+                f"sparse_NF has shape {self.sparse_NF.shape} for {len(self.sparse_names)} names "
+                f"and {len(self.vocabulary_sizes)} vocabularies"
+            )
+        if self.dense_NC.shape[1] != len(self.dense_names):
+            raise ValueError(
+                f"dense_NC has shape {self.dense_NC.shape} for {len(self.dense_names)} names"
+            )
 
     def __len__(self) -> int:
         return len(self.product_N)
