@@ -281,17 +281,25 @@ def pair_auc(score_N: Tensor, matched_N: Tensor) -> float:
     )
 
 
-def product_groups(products: pl.DataFrame, texts: Sequence[str]) -> NDArray[np.int64]:
+def product_groups(products: pl.DataFrame, texts: Sequence[str] | None = None) -> NDArray[np.int64]:
     """Number the groups of products that must not be each other's negatives.
 
-    Products share a group if their ``group_id`` is equal, if their text is equal (an image cannot
-    tell which of two equal titles is its own), or through a chain of both.
+    Products share a group if their ``group_id`` is equal, if their text is equal, or through a
+    chain of both.
+
+    Args:
+        products: [group_id].
+        texts: The products' texts, for image-text contrast: an image cannot tell which of two
+            equal titles is its own. None leaves them out, for contrast with queries: products of
+            one title may differ in what their images show.
 
     Returns:
         A code per product, shape (P,).
     """
     count = len(products)
-    keys: list[list[str | None]] = [[text.lower() or None for text in texts]]
+    keys: list[list[str | None]] = []
+    if texts is not None:
+        keys.append([text.lower() or None for text in texts])
     if "group_id" in products.columns:
         keys.append(products["group_id"].cast(pl.String).to_list())
     edges: list[tuple[int, int]] = []
@@ -300,7 +308,7 @@ def product_groups(products: pl.DataFrame, texts: Sequence[str]) -> NDArray[np.i
         for row, key in enumerate(column):
             if key is not None:
                 edges.append((row, first_row.setdefault(key, row)))
-    row_E, other_E = np.array(edges or [(0, 0)]).T
+    row_E, other_E = np.array(edges, np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(row_E), np.int8), (row_E, other_E)), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 

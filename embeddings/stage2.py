@@ -115,7 +115,7 @@ def train_stage2(
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     texts = product_texts(products, model.architecture.text_columns)
-    group_P = product_groups(products, texts)
+    group_P = product_groups(products)
     judgements = Judgements(relevance, queries, products["product_id"].to_list(), group_P, rng)
     if len(judgements.trainable) < 2:
         raise ValueError(
