@@ -75,7 +75,8 @@ def make_catalogue(products: int, parameters: WorldParameters, seed: int) -> Cat
     repeated_P = rng.random(products) < parameters.duplicate_share
     repeated_P[: products // 2] = False
     group_P[repeated_P] = rng.integers(0, products // 2, repeated_P.sum())
-    type_P, brand_P, size_P, has_PA = (x[group_P] for x in (type_P, brand_P, size_P, has_PA))
+    type_P, brand_P, size_P = type_P[group_P], brand_P[group_P], size_P[group_P]
+    has_PA = has_PA[group_P]
     in_title_PA, in_image_PA = _tell(has_PA, parameters, rng)
     return Catalogue(
         product_id_P=np.array([f"p{row:05d}" for row in range(products)]),

@@ -13,22 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from experiments.marketplace.auction import run_auction
-from experiments.marketplace.clicks import (
-    INCUMBENT_SALT,
-    class_intercepts,
-    examination,
-    hash_normal,
-    product_logit,
-    respond,
-)
+from experiments.marketplace.clicks import examination, respond
+from experiments.marketplace.incumbent import expected_examination, incumbent_score
+from experiments.marketplace.market import HISTORY_DAYS
 from experiments.marketplace.requests import BLOCK, DAY_US, Requests, draw_queries
 from experiments.marketplace.state import WorldState
 
 MINUTE_US = 60_000_000
-HISTORY_DAYS = 84
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +33,9 @@ class Log:
     events: pl.DataFrame
     """All purchases, sorted by time."""
     truth: pl.DataFrame
-    """For each impression: p_click (knowing the position), attraction (click probability if
-    examined: all that a position-blind model could know), p_purchase (given a click), relevance
-    (true class)."""
+    """For each impression: p_click (knowing the position), p_click_blind (knowing all but the
+    position: the best that a model without it could say), attraction (if examined for certain),
+    p_purchase (given a click), relevance (true class)."""
 
 
 def write_log(state: WorldState, requests: Requests, rng: np.random.Generator) -> Log:
@@ -53,8 +46,9 @@ def write_log(state: WorldState, requests: Requests, rng: np.random.Generator) -
         requests: What was asked, in order of time.
         rng: Draws exploration, clicks, purchases and the organic purchases.
     """
+    look_QM = expected_examination(state, rng)
     blocks = [
-        _serve(state, requests.take(slice(first, first + BLOCK)), rng)
+        _serve(state, requests.take(slice(first, first + BLOCK)), look_QM, rng)
         for first in range(0, len(requests), BLOCK)
     ]
     everything = pl.concat(blocks)
@@ -67,7 +61,7 @@ def write_log(state: WorldState, requests: Requests, rng: np.random.Generator) -
     events = pl.concat([from_ads, _organic_purchases(state, rng)]).with_columns(
         kind=pl.lit("purchase")
     )
-    hidden = ["p_click", "attraction", "p_purchase", "relevance"]
+    hidden = ["p_click", "p_click_blind", "attraction", "p_purchase", "relevance"]
     return Log(
         impressions=everything.drop(hidden),
         events=events.sort("time", "user_id", "product_id"),
@@ -75,31 +69,9 @@ def write_log(state: WorldState, requests: Requests, rng: np.random.Generator) -
     )
 
 
-def incumbent_score(
-    state: WorldState,
-    query_R: NDArray[np.integer],
-    candidate_RK: NDArray[np.integer],
-    class_RK: NDArray[np.integer],
-) -> NDArray[np.float64]:
-    """Return the incumbent's predicted click probability, shape (R, K).
-
-    Its log-odds correlate with the true ones (of the average shopper) by
-    ``incumbent_correlation`` and are as wide; the rest is noise fixed for query and product.
-    """
-    parameters = state.parameters
-    product = np.maximum(candidate_RK, 0)
-    true_RK = product_logit(state, query_R, product, class_RK)
-    intercept_3, shares = class_intercepts(parameters), np.array(parameters.pool_shares)
-    centre = float(shares @ intercept_3)
-    between = float(shares @ (intercept_3 - centre) ** 2)
-    spread = np.sqrt(between + parameters.quality_sd**2 + parameters.fit_sd**2)
-    known = parameters.incumbent_correlation
-    noise_RK = hash_normal(query_R[:, None], product, state.seed, INCUMBENT_SALT)
-    guess_RK = known * (true_RK - centre) + np.sqrt(1 - known**2) * spread * noise_RK
-    return expit(centre + guess_RK)
-
-
-def _serve(state: WorldState, requests: Requests, rng: np.random.Generator) -> pl.DataFrame:
+def _serve(
+    state: WorldState, requests: Requests, look_QM: NDArray[np.float64], rng: np.random.Generator
+) -> pl.DataFrame:
     """One block of requests: impressions with their hidden columns."""
     parameters = state.parameters
     score_RK = incumbent_score(state, requests.query_R, requests.candidate_RK, requests.class_RK)
@@ -128,19 +100,23 @@ def _serve(state: WorldState, requests: Requests, rng: np.random.Generator) -> p
     clicked_RS = rng.random(p_click_RS.shape) < p_click_RS
     purchased_RS = clicked_RS & (rng.random(p_click_RS.shape) < response.purchase_RS)
     row_N, slot_N = np.nonzero(product_RS >= 0)
+    query_N, product_N = requests.query_R[row_N], product_RS[row_N, slot_N]
+    place_N = (state.pool_QM[query_N] == product_N[:, None]).argmax(axis=1)
+    attraction_N = response.attraction_RS[row_N, slot_N]
     return pl.DataFrame(
         {
             "request_id": requests.request_id_R[row_N],
             "time": pl.Series(requests.time_us_R[row_N]).cast(pl.Datetime("us", "UTC")),
             "user_id": state.user_id_U[requests.user_R[row_N]],
-            "query_id": state.query_id_Q[requests.query_R[row_N]],
-            "product_id": state.product_id_P[product_RS[row_N, slot_N]],
+            "query_id": state.query_id_Q[query_N],
+            "product_id": state.product_id_P[product_N],
             "position": (slot_N + 1).astype(np.int16),
             "clicked": clicked_RS[row_N, slot_N].astype(np.int8),
             "purchased": purchased_RS[row_N, slot_N].astype(np.int8),
             "bid_micros": bid_RS[row_N, slot_N],
             "p_click": p_click_RS[row_N, slot_N],
-            "attraction": response.attraction_RS[row_N, slot_N],
+            "p_click_blind": attraction_N * look_QM[query_N, place_N],
+            "attraction": attraction_N,
             "p_purchase": response.purchase_RS[row_N, slot_N],
             "relevance": class_RS[row_N, slot_N],
         }

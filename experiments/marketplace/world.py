@@ -26,12 +26,19 @@ from experiments.marketplace.catalogue import make_catalogue, product_table
 from experiments.marketplace.clicks import examination, respond
 from experiments.marketplace.drawing import draw_catalogue
 from experiments.marketplace.judgements import judge, relevance_table
-from experiments.marketplace.log import HISTORY_DAYS, Log, write_log
+from experiments.marketplace.labelled import labelled_state
+from experiments.marketplace.log import Log, write_log
+from experiments.marketplace.market import (
+    LATE_FROM,
+    hidden_market,
+    launches,
+    standardised_price,
+)
 from experiments.marketplace.parameters import WorldParameters
 from experiments.marketplace.queries import make_queries, true_relevance
 from experiments.marketplace.requests import DAY_US, Requests, draw_requests, draw_times
-from experiments.marketplace.retrieval import judged_pools, make_pools
-from experiments.marketplace.shoppers import grocery_appeal, hashed_appeal, make_shoppers
+from experiments.marketplace.retrieval import make_pools
+from experiments.marketplace.shoppers import grocery_appeal, make_shoppers
 from experiments.marketplace.state import WorldState
 from features.dataset import Dataset, write_dataset, write_into_dataset
 from features.schema import DatasetSpec, FeatureNames, SplitRule
@@ -39,9 +46,8 @@ from features.schema import DatasetSpec, FeatureNames, SplitRule
 TRUTH = "truth"
 """Folder beside the tables that keeps what no model may see."""
 
-LATE_FROM, LATE_TO = 0.80, 0.95
-"""Late products are launched between these shares of the requests; the test starts at the first."""
 VALIDATION_FROM = 0.70
+"""Share of the requests before validation; the test starts where late products appear."""
 
 Progress = Callable[[str], None]
 
@@ -57,7 +63,9 @@ class Outcome:
     p_click_RS: NDArray[np.float64]
     """True click probability, 0 where a slot stays empty."""
     p_purchase_RS: NDArray[np.float64]
-    """True probability that the impression ends in a purchase (click and purchase)."""
+    """True probability of a purchase after a click."""
+    value_micros_RS: NDArray[np.int64]
+    """What a click is worth to its advertiser: the bid, which is truthful in this world."""
     relevance_RS: NDArray[np.int8]
     """True class of what is shown, -1 where a slot stays empty."""
 
@@ -82,28 +90,28 @@ class World:
         """The parameters the world was made with."""
         return self.state.parameters
 
-    def draw_requests(self, requests: int, seed: int, *, days: int = 14) -> Requests:
+    def draw_requests(self, n: int, seed: int, *, days: int = 14) -> Requests:
         """Draw requests of the days after the log.
 
         Args:
-            requests: How many, at least 1.
+            n: How many, at least 1.
             seed: The same seed gives the same requests; any seed differs from the log's own.
             days: Over how many days they spread.
 
         Raises:
-            ValueError: If ``requests`` or ``days`` is below 1.
+            ValueError: If ``n`` or ``days`` is below 1.
         """
-        if requests < 1 or days < 1:
-            raise ValueError(f"requests={requests} and days={days} must both be at least 1")
+        if n < 1 or days < 1:
+            raise ValueError(f"n={n} requests and days={days} must both be at least 1")
         rng = np.random.default_rng([self.state.seed, 20, seed])
         end_us = self.state.end_us
-        time_us_R = draw_times(requests, end_us, end_us + days * DAY_US, rng)
+        time_us_R = draw_times(n, end_us, end_us + days * DAY_US, rng)
         return draw_requests(self.state, time_us_R, rng, id_prefix=f"x{seed}-")
 
     def candidate_table(self, requests: Requests) -> pl.DataFrame:
         """Return one raw row per request and candidate, as a click model's pipeline reads them.
 
-        Absent candidates are left out; ``present_RK`` of ``to_candidates`` puts scores back.
+        Absent candidates are left out; ``to_candidates`` brings scores back to (R, K).
 
         Returns:
             Columns request_id, time, user_id, query_id, product_id, bid_micros; rows by request,
@@ -179,13 +187,15 @@ class World:
         filled_RS = shown_RS >= 0
         product_RS = np.take_along_axis(requests.candidate_RK, column_RS, axis=1)
         class_RS = np.take_along_axis(requests.class_RK, column_RS, axis=1)
+        value_RS = np.take_along_axis(requests.bid_micros_RK, column_RS, axis=1)
         response = self._respond(requests, np.where(filled_RS, product_RS, -1), class_RS)
         p_click_RS = response.attraction_RS * examination(parameters, parameters.slots)
         return Outcome(
             shown_RS=shown_RS,
             price_micros_RS=price_RS,
             p_click_RS=p_click_RS,
-            p_purchase_RS=p_click_RS * response.purchase_RS,
+            p_purchase_RS=response.purchase_RS,
+            value_micros_RS=np.where(filled_RS, value_RS, 0),
             relevance_RS=np.where(filled_RS, class_RS, -1).astype(np.int8),
         )
 
@@ -246,14 +256,14 @@ def make_world(
         end_us=end_us,
         product_id_P=catalogue.product_id_P,
         appeal_PD=grocery_appeal(catalogue.brand_P, catalogue.has_PA, parameters, seed),
-        price_z_P=_standardised_price(catalogue.price_P, catalogue.type_P),
-        launched_us_P=_launches(catalogue.late_P, time_us_R, start_us, rng),
+        price_z_P=standardised_price(catalogue.price_P, catalogue.type_P),
+        launched_us_P=launches(catalogue.late_P, time_us_R, start_us, rng),
         query_id_Q=queries.query_id_Q,
         popularity_Q=queries.popularity_Q,
         theme_Q=queries.theme_Q,
         pool_QM=pool_QM,
         class_QM=class_QM,
-        **_market(products, parameters, seed),
+        **hidden_market(products, parameters, seed),
         **vars(make_shoppers(requests, queries.theme_Q, parameters, seed)),
     )
     log = write_log(state, draw_requests(state, time_us_R, rng, id_prefix="r"), rng)
@@ -333,7 +343,7 @@ def simulate_log(
     rng = np.random.default_rng([seed, 9])
     start_us, end_us = _span(parameters)
     time_us_R = draw_times(requests, start_us, end_us, rng)
-    state = _state_of_labels(dataset, requests, parameters, seed, (start_us, end_us))
+    state = labelled_state(dataset, requests, parameters, seed, (start_us, end_us))
     log = write_log(state, draw_requests(state, time_us_R, rng, id_prefix="r"), rng)
     tell("writing")
     draft = Path(tempfile.mkdtemp(prefix=f".{TRUTH}-", dir=folder))
@@ -351,110 +361,6 @@ def simulate_log(
     )
     write_into_dataset(folder, spec, impressions=log.impressions, events=log.events)
     return folder
-
-
-def _state_of_labels(
-    dataset: Dataset,
-    requests: int,
-    parameters: WorldParameters,
-    seed: int,
-    span_us: tuple[int, int],
-) -> WorldState:
-    """The hidden side of a marketplace whose relevance is a table of labels."""
-    products, queries = dataset.table("products"), dataset.table("queries")
-    pairs = dataset.table("relevance").unique(["query_id", "product_id"], maintain_order=True)
-    product_id_P = products["product_id"].to_numpy().astype(np.str_)
-    query_id_Q = queries["query_id"].to_numpy().astype(np.str_)
-    pool_QM, class_QM = judged_pools(
-        _rows_of(pairs["query_id"], queries["query_id"]),
-        _rows_of(pairs["product_id"], products["product_id"]),
-        pairs["label"].to_numpy().astype(np.int8),
-        queries=len(queries),
-        products=len(products),
-        fill_to=parameters.simulated_pool,
-        seed=seed,
-    )
-    theme_Q = _themes(queries["query"])
-    rng = np.random.default_rng([seed, 10])
-    rank_Q = 1 + rng.permutation(len(queries))
-    popularity_Q = rank_Q**-parameters.zipf_exponent
-    nothing = pl.Series([None] * len(products), dtype=pl.String)
-    brand_P = products["brand"] if "brand" in products.columns else nothing
-    price_z_P = np.zeros(len(products))
-    if "price" in products.columns and products["price"].dtype.is_numeric():
-        category_P = products["category"] if "category" in products.columns else nothing
-        code_P = category_P.fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
-        price_z_P = _standardised_price(products["price"].cast(float).to_numpy(), code_P)
-    return WorldState(
-        parameters=parameters,
-        seed=seed,
-        start_us=span_us[0],
-        end_us=span_us[1],
-        product_id_P=product_id_P,
-        appeal_PD=hashed_appeal(products["title"].to_list(), brand_P.to_list(), parameters, seed),
-        price_z_P=price_z_P,
-        launched_us_P=np.full(len(products), span_us[0] - (HISTORY_DAYS + 1) * DAY_US),
-        query_id_Q=query_id_Q,
-        popularity_Q=popularity_Q / popularity_Q.sum(),
-        theme_Q=theme_Q,
-        pool_QM=pool_QM,
-        class_QM=class_QM,
-        **_market(len(products), parameters, seed),
-        **vars(make_shoppers(requests, theme_Q, parameters, seed)),
-    )
-
-
-def _market(products: int, parameters: WorldParameters, seed: int) -> dict[str, NDArray]:
-    """Hidden quality, budgets and bids, all independent of each other and of the products."""
-    rng = np.random.default_rng([seed, 11])
-    return {
-        "quality_P": rng.normal(size=products),
-        "exposure_P": parameters.exposure_sd * rng.normal(size=products),
-        "bid_micros_P": parameters.bid_median_micros
-        * rng.lognormal(0, parameters.bid_sd, products),
-    }
-
-
-def _launches(
-    late_P: NDArray[np.bool_], time_us_R: NDArray[np.int64], start_us: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Late products within the test's requests, the others up to two years before any history."""
-    early_us_P = start_us - rng.integers(
-        (HISTORY_DAYS + 1) * DAY_US, (HISTORY_DAYS + 730) * DAY_US, len(late_P)
-    )
-    at_P = (rng.uniform(LATE_FROM, LATE_TO, len(late_P)) * len(time_us_R)).astype(np.int64)
-    return np.where(late_P, time_us_R[at_P], early_us_P)
-
-
-def _standardised_price(
-    price_P: NDArray[np.float64], category_P: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Log price minus its category's mean, over the common spread; 0 where unknown."""
-    usable_P = np.isfinite(price_P) & (price_P > 0)
-    log_P = np.log(np.where(usable_P, price_P, 1.0))
-    count_C = np.maximum(np.bincount(category_P, usable_P), 1)
-    mean_C = np.bincount(category_P, log_P * usable_P) / count_C
-    centred_P = np.where(usable_P, log_P - mean_C[category_P], 0.0)
-    spread = centred_P[usable_P].std() if usable_P.any() else 0.0
-    return centred_P / spread if spread > 0 else centred_P
-
-
-def _themes(query_Q: pl.Series) -> NDArray[np.int64]:
-    """What free queries are about: the last word, which in English is most often the thing."""
-    last_Q = query_Q.str.to_lowercase().str.strip_chars().str.split(" ").list.last()
-    return last_Q.fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
-
-
-def _rows_of(id_N: pl.Series, id_table: pl.Series) -> NDArray[np.int64]:
-    """Row of each id in its table."""
-    row_of = {name: row for row, name in enumerate(id_table.to_list())}
-    unknown = [name for name in id_N.unique(maintain_order=True).to_list() if name not in row_of]
-    if unknown:
-        raise ValueError(
-            f"relevance names {len(unknown)} {id_table.name} that the side table lacks, first "
-            f"{unknown[0]!r}; run `adtower data check` for the rows"
-        )
-    return np.array([row_of[name] for name in id_N.to_list()], dtype=np.int64)
 
 
 def _feature_names(product_columns: tuple[str, ...], known: FeatureNames) -> FeatureNames:
