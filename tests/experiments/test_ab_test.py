@@ -55,10 +55,11 @@ class ToyWorld:
         price_RS = next_RS / np.maximum(take(pctr_RK, shown_RS, axis=1), 1e-9)
         appeal_RS = take(requests.appeal_RK, shown_RS, axis=1)
         p_click_RS = self.base_rate * appeal_RS * requests.eager_R[:, None] * np.array([1.0, 0.5])
+        p_click_RS = np.clip(p_click_RS, 0, 1)
         outcome = SimpleNamespace(
             shown_RS=shown_RS,
             price_micros_RS=price_RS,
-            p_click_RS=np.clip(p_click_RS, 0, 1),
+            p_click_RS=p_click_RS,
             p_purchase_RS=self.purchase_rate * appeal_RS,
         )
         if self.grades:
@@ -214,6 +215,62 @@ def test_candidate_tables_with_and_without_padding_agree():
 def test_a_world_without_values_and_grades_leaves_those_metrics_out():
     result = simulate_ab(ToyWorld(grades=False), knows_nothing, knows, requests=500, seed=1)
     assert set(result.lifts) == {"ctr", "cvr", "rpm", "cpc"}
+
+
+def test_every_metric_by_hand():
+    """Two users an arm, one request each, one slot; what is certain to happen happens."""
+
+    class Certain:
+        def draw_requests(self, requests, seed):
+            return SimpleNamespace(
+                user_R=np.arange(requests),
+                candidate_RK=np.array([[7, 9]] * requests),
+            )
+
+        def candidate_table(self, requests):
+            return pl.DataFrame({"product": requests.candidate_RK.ravel()})
+
+        def run(self, requests, pctr_RK):
+            best_RS = pctr_RK.argmax(axis=1, keepdims=True)
+            return SimpleNamespace(
+                shown_RS=best_RS,
+                price_micros_RS=np.where(best_RS == 0, 500_000, 2_000_000),
+                p_click_RS=np.ones(best_RS.shape),
+                p_purchase_RS=np.ones(best_RS.shape),
+                value_micros_RS=np.where(best_RS == 0, 1_000_000, 3_000_000),
+                relevance_RS=best_RS + 1,
+            )
+
+    result = simulate_ab(
+        Certain(),
+        lambda table: (table["product"] == 7).cast(float).to_numpy(),
+        lambda table: (table["product"] == 9).cast(float).to_numpy(),
+        requests=40,
+        seed=0,
+    )
+    expected = {
+        "ctr": (1, 1),
+        "cvr": (1, 1),
+        "rpm": (500, 2_000),
+        "cpc": (0.5, 2),
+        "welfare": (1_000, 3_000),
+        "relevance": (1, 2),
+    }
+    for name, (control, treatment) in expected.items():
+        lift = result.lifts[name]
+        assert (lift.control, lift.treatment) == pytest.approx((control, treatment))
+        assert lift.lift == pytest.approx(treatment / control - 1)
+        assert lift.true == pytest.approx(lift.lift)
+
+
+def test_purchases_come_at_the_worlds_rate_after_clicks():
+    world = ToyWorld(users=3_000, base_rate=0.3)
+    result = simulate_ab(world, knows, knows, requests=6_000, seed=2)
+    requests = world.draw_requests(6_000, 2)
+    outcome = world.run(requests, np.where(requests.candidate_RK >= 0, requests.appeal_RK, 0))
+    purchases_RS = outcome.p_click_RS * outcome.p_purchase_RS
+    expected = purchases_RS.sum() / outcome.p_click_RS.sum()
+    assert result.lifts["cvr"].control == pytest.approx(expected, rel=0.1)
 
 
 def test_no_purchases_leave_cvr_undefined_and_say_so():
