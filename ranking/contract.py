@@ -55,7 +55,7 @@ class ClickModel(Protocol):
         ...
 
     def predict_proba(self, examples: Examples, vectors: Vectors | None) -> NDArray[np.float64]:
-        """Return P(click) of every row, shape (N,), strictly between 0 and 1.
+        """Return P(click) of every row, within [0, 1], shape (N,).
 
         Raises:
             ValueError: If features or vectors are not those the model was fitted with.

@@ -268,7 +268,9 @@ class ClickNetwork(nn.Module):
             # The plain features also go straight to the head, past the tower's bottleneck.
             width += tower_mlp[-1] + vectors.plain_width
         self.head = mlp_of(width, head, dropout)
-        self.logit = nn.Linear(head[-1] if head else width, 1)
+        # The last layer also sees the towers' features as they are, so that what is plainly
+        # additive (a good product, a close match) is learned at once and not through the head.
+        self.logit = nn.Linear(width + (head[-1] if head else 0), 1)
 
     def set_base_rate(self, rate: float) -> None:
         """Start from predicting the click rate, so no step is spent on finding it."""
@@ -287,14 +289,17 @@ class ClickNetwork(nn.Module):
     ) -> Tensor:
         """Return what the last layer sees, shape (B, W)."""
         if self.vectors is None:
-            return self.head(self.production(sparse_BF, dense_BC))
-        crossed_BW, plain_BW = self.vectors(product_BD, query_BD, history_BD, present_B3)
-        if self.tower is None:
-            dense_BC = torch.cat([dense_BC, crossed_BW, plain_BW], dim=1)
-            return self.head(self.production(sparse_BF, dense_BC))
-        tower_BW = self.tower(torch.cat([crossed_BW, plain_BW], dim=1))
-        production_BW = self.production(sparse_BF, dense_BC)
-        return self.head(torch.cat([production_BW, tower_BW, plain_BW], dim=1))
+            joint_BW = self.production(sparse_BF, dense_BC)
+        else:
+            crossed_BW, plain_BW = self.vectors(product_BD, query_BD, history_BD, present_B3)
+            if self.tower is None:
+                dense_BC = torch.cat([dense_BC, crossed_BW, plain_BW], dim=1)
+                joint_BW = self.production(sparse_BF, dense_BC)
+            else:
+                tower_BW = self.tower(torch.cat([crossed_BW, plain_BW], dim=1))
+                production_BW = self.production(sparse_BF, dense_BC)
+                joint_BW = torch.cat([production_BW, tower_BW, plain_BW], dim=1)
+        return torch.cat([joint_BW, self.head(joint_BW)], dim=1) if len(self.head) else joint_BW
 
     def logit_of(self, hidden_BW: Tensor) -> Tensor:
         """Return the logits in float32 whatever the layers before computed in, shape (B,)."""

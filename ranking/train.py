@@ -33,15 +33,15 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    batch_size: int = Field(default=2048, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
     """Impressions a step."""
-    max_epochs: int = Field(default=4, ge=1)
+    max_epochs: int = Field(default=3, ge=1)
     """Passes over the training rows at most; training mostly stops earlier."""
-    checks_per_epoch: int = Field(default=2, ge=1)
+    checks_per_epoch: int = Field(default=4, ge=1)
     """How often an epoch the validation rows are scored."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=2e-3, gt=0)
     """First learning rate of the dense layers (AdamW)."""
-    sparse_lr: float = Field(default=0.02, gt=0)
+    sparse_lr: float = Field(default=0.1, gt=0)
     """First learning rate of the id tables (row-wise Adagrad)."""
     weight_decay: float = Field(default=1e-2, ge=0)
     """AdamW's decay of the weight matrices, towers and head alike."""
