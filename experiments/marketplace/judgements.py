@@ -44,8 +44,10 @@ def judge(
             for label, count in enumerate(parameters.judged_by_class)
         ]
         human = np.concatenate(chosen)
-        home = department_P[known[class_known > 0]]
-        far = np.setdiff1d(known[(class_known == 0) & ~np.isin(department_P[known], home)], human)
+        at_home_D = np.zeros(department_P.max() + 1, dtype=bool)
+        at_home_D[department_P[known[class_known > 0]]] = True
+        free = (class_known == 0) & ~at_home_D[department_P[known]] & ~np.isin(known, human)
+        far = known[free]
         rule = rng.permutation(far)[: parameters.rule_negatives]
         pairs = np.concatenate([human, rule])
         order = np.argsort(pairs)

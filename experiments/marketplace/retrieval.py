@@ -37,11 +37,14 @@ def make_pools(
         half = rng.permutation(np.flatnonzero(class_P == 1))[: size - len(right) - aimed_0]
         wrong = np.flatnonzero(class_P == 0)
         room = size - len(right) - len(half)
-        near = wrong[np.isin(department_P[wrong], department_P[right])]
+        at_home_D = np.zeros(department_P.max() + 1, dtype=bool)
+        at_home_D[department_P[right]] = True
+        near = wrong[at_home_D[department_P[wrong]]]
         broad = rng.permutation(near)[: round(room * parameters.broad_match_share)]
-        chosen = np.concatenate([right, half, broad])
-        anywhere = rng.permutation(np.setdiff1d(wrong, broad))[: size - len(chosen)]
-        chosen = np.concatenate([chosen, anywhere])
+        free_P = class_P == 0
+        free_P[broad] = False
+        anywhere = rng.permutation(np.flatnonzero(free_P))[: room - len(broad)]
+        chosen = np.concatenate([right, half, broad, anywhere])
         pool_QM[query, : len(chosen)] = chosen
         class_QM[query, : len(chosen)] = class_P[chosen]
     return pool_QM, class_QM
