@@ -93,8 +93,8 @@ class Outcome(Protocol):
 class Marketplace(Protocol):
     """What the simulated A/B test needs of a world; ``experiments.marketplace`` provides one."""
 
-    def draw_requests(self, requests: int, seed: int) -> Requests:
-        """Draw so many new requests, the same for the same seed."""
+    def draw_requests(self, n: int, seed: int, /) -> Requests:
+        """Draw ``n`` new requests, the same for the same seed."""
         ...
 
     def candidate_table(self, requests: Any) -> pl.DataFrame:
