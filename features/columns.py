@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import polars as pl
+import pyarrow as pa
 
 from features.violation import Violation, first_where
 
@@ -83,7 +84,7 @@ UNIQUE_KEYS = {"products": "product_id", "queries": "query_id"}
 
 
 def as_frame(table: Any) -> pl.DataFrame:
-    """Take a polars, pandas or Arrow table as a polars one.
+    """Take a polars, pandas or Arrow table as a polars one. A NaN of pandas is a null.
 
     Raises:
         ValueError: If it is none of these.
@@ -94,7 +95,8 @@ def as_frame(table: Any) -> pl.DataFrame:
         return table.collect()
     root = type(table).__module__.split(".")[0]
     if root == "pandas":
-        return pl.from_pandas(table)
+        # By way of Arrow: polars' own conversion of times with a zone is deprecated by pandas.
+        return pl.DataFrame(pa.Table.from_pandas(table, preserve_index=False))
     if root == "pyarrow" or hasattr(table, "__arrow_c_stream__"):
         return pl.DataFrame(table)
     raise ValueError(

@@ -205,9 +205,7 @@ def _toml(value: object) -> str:
 def _refuse_unusable_feature(name: str) -> None:
     table, dot, column = name.rpartition(".")
     if name in OUTCOMES:
-        raise ValueError(
-            f"feature {name!r} is an outcome of the impression: it would leak the label"
-        )
+        raise ValueError(f"feature {name!r} is an outcome of the impression: it leaks the label")
     if not dot:
         return
     if table == "time":
@@ -229,5 +227,6 @@ def _in_words(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             parts.append(f"{where} is not a known key (misspelt?)")
         else:
-            parts.append(f"{where}: {problem['msg']}" if where else problem["msg"])
+            message = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{where}: {message}" if where else message)
     return "; ".join(parts)
