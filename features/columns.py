@@ -6,12 +6,12 @@ table to the types that all other code relies on. Rows are counted from 0.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import polars as pl
-import pyarrow as pa
 
 from features.violation import Violation, first_where
 
@@ -95,8 +95,10 @@ def as_frame(table: Any) -> pl.DataFrame:
         return table.collect()
     root = type(table).__module__.split(".")[0]
     if root == "pandas":
-        # By way of Arrow: polars' own conversion of times with a zone is deprecated by pandas.
-        return pl.DataFrame(pa.Table.from_pandas(table, preserve_index=False))
+        with warnings.catch_warnings():
+            # Meant for Arrow's authors, not for whoever has a time with a zone.
+            warnings.filterwarnings("ignore", message=r"Series\.values returning")
+            return pl.from_pandas(table)
     if root == "pyarrow" or hasattr(table, "__arrow_c_stream__"):
         return pl.DataFrame(table)
     raise ValueError(

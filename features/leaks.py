@@ -76,7 +76,8 @@ def near_perfect_features(
     """Find features that alone tell clicks from non-clicks on rows they were not fitted on.
 
     Each value (each of 64 quantile bins of a number, null apart) is scored by its click rate on
-    the training rows, and the AUC of that score is taken on the others.
+    the training rows, and the AUC of that score is taken on the others. A number is also taken as
+    a score itself, which finds leaks that drift.
 
     Args:
         tables: Tables of the contract's types; impressions must have ``clicked``.
@@ -94,8 +95,13 @@ def near_perfect_features(
         values = feature_values(name, tables)
         if values is None:
             continue
-        code_N = _codes(values, train_N, binned=name in spec.features.dense)
-        auc = _auc(clicked_N[held_out_N], _click_rate(code_N, clicked_N, train_N)[held_out_N])
+        binned = name in spec.features.dense and values.dtype.is_numeric()
+        code_N = _codes(values, train_N, binned=binned)
+        scores = [_click_rate(code_N, clicked_N, train_N)]
+        if binned:
+            number_N = values.cast(pl.Float64).fill_nan(None).fill_null(strategy="mean").to_numpy()
+            scores += [number_N, -number_N]
+        auc = max(_auc(clicked_N[held_out_N], score_N[held_out_N]) for score_N in scores)
         if auc >= NEAR_PERFECT_AUC:
             table, _, column = name.rpartition(".")
             found.append(
@@ -215,7 +221,7 @@ def _events_by_day(impressions: pl.DataFrame, events: pl.DataFrame) -> list[Viol
 
 def _codes(values: pl.Series, train_N: NDArray[np.bool_], *, binned: bool) -> NDArray[np.int64]:
     """Number the values 0.., null as one of them."""
-    if binned and values.dtype.is_numeric():
+    if binned:
         number_N = values.cast(pl.Float64).fill_nan(None).to_numpy()
         present_N = np.isfinite(number_N)
         inside = number_N[train_N & present_N]
