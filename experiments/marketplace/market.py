@@ -19,7 +19,11 @@ LATE_FROM, LATE_TO = 0.80, 0.95
 
 
 def hidden_market(products: int, parameters: WorldParameters, seed: int) -> dict[str, NDArray]:
-    """Hidden quality, budgets and bids, all independent of each other and of the products."""
+    """Draw quality, budgets and bids, all independent of each other and of everything else.
+
+    Returns:
+        The fields of ``WorldState`` of these names.
+    """
     rng = np.random.default_rng([seed, 11])
     return {
         "quality_P": rng.normal(size=products),
@@ -32,7 +36,13 @@ def hidden_market(products: int, parameters: WorldParameters, seed: int) -> dict
 def launches(
     late_P: NDArray[np.bool_], time_us_R: NDArray[np.int64], start_us: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Late products within the test's requests, the others up to two years before any history."""
+    """Return launch times: late products among the test's requests, the others long before.
+
+    The others were launched up to two years before the first purchase of any history.
+
+    Returns:
+        Microseconds since the epoch, UTC, shape (P,).
+    """
     early_us_P = start_us - rng.integers(
         (HISTORY_DAYS + 1) * DAY_US, (HISTORY_DAYS + 730) * DAY_US, len(late_P)
     )
@@ -43,7 +53,7 @@ def launches(
 def standardised_price(
     price_P: NDArray[np.float64], category_P: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Log price minus its category's mean, over the common spread; 0 where unknown."""
+    """Return log price minus its category's mean, over the common spread; 0 where unknown."""
     usable_P = np.isfinite(price_P) & (price_P > 0)
     log_P = np.log(np.where(usable_P, price_P, 1.0))
     count_C = np.maximum(np.bincount(category_P, usable_P), 1)
