@@ -59,6 +59,8 @@ def test_logits_are_refused(clicks):
     ):
         with pytest.raises(ValueError, match="were logits passed"):
             metric(label_N, np.log(p_click_N))
+        with pytest.raises(ValueError, match="were logits passed"):
+            metric(label_N, 5 + p_click_N)
 
 
 def test_auc_by_hand_with_a_tie():
