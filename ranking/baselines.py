@@ -83,7 +83,7 @@ class LogisticRegressionConfig(BaseModel):
 
     use_vectors: bool = False
     """Whether the cosines and masks of ``VECTOR_COLUMNS`` are features."""
-    c_values: tuple[float, ...] = Field(default=(0.03, 0.3), min_length=1)
+    c_values: tuple[float, ...] = Field(default=(0.1, 0.3), min_length=1)
     """Inverse strengths of the L2 penalty; the validation log loss picks one."""
     max_iterations: int = Field(default=200, ge=1)
     """Of L-BFGS, each."""

@@ -135,24 +135,13 @@ class InputSignature:
 
 
 def check_examples(examples: Examples, vectors: Vectors | None) -> None:
-    """Refuse examples whose arrays disagree or hold what they may not.
+    """Refuse examples that hold what they may not; ``Examples`` itself holds the shapes together.
 
     Raises:
-        ValueError: If row counts differ, an id lies beyond its table, or a dense value is not
-            finite; the message names the column, the row and the value.
+        ValueError: If an id lies beyond its table or a dense value is not finite; the message
+            names the column, the row and the value.
     """
-    rows = len(examples)
-    for field in ("sparse_NF", "dense_NC", "query_N", "history_NL", "user_N", "label_N"):
-        array = getattr(examples, field)
-        if array is not None and len(array) != rows:
-            raise ValueError(f"{field} has {len(array)} rows, but product_N has {rows}")
-    for field, names in (("sparse_NF", examples.sparse_names), ("dense_NC", examples.dense_names)):
-        if getattr(examples, field).shape != (rows, len(names)):
-            raise ValueError(
-                f"{field} has shape {getattr(examples, field).shape}, expected "
-                f"{(rows, len(names))} for the names {list(names)}"
-            )
-    if rows == 0:
+    if len(examples) == 0:
         return
     for column, name in enumerate(examples.sparse_names):
         _within(f"sparse feature {name!r}", examples.sparse_NF[:, column], 0,
