@@ -82,12 +82,10 @@ def import_homedepot(csv_folder: str | Path, out: str | Path, *, overwrite: bool
     queries = pairs.select(pl.col("search_term").unique(maintain_order=True).alias("query"))
     queries = queries.select(pl.format("q{}", pl.int_range(pl.len())).alias("query_id"), "query")
     relevance = (
-        pairs.join(queries, left_on="search_term", right_on="query")
+        pairs.join(queries, left_on="search_term", right_on="query", maintain_order="left")
         .group_by("query_id", pl.col("product_uid").alias("product_id"), maintain_order=True)
         .agg(pl.col("relevance").mean().alias("rating"))
-        .with_columns(
-            label=_classes(pl.col("rating")), source=pl.lit("human"), rating=pl.col("rating")
-        )
+        .with_columns(_classes(pl.col("rating")).alias("label"), pl.lit("human").alias("source"))
         .select("query_id", "product_id", "label", "source", "rating")
     )
     brand = ("products.brand",) if "brand" in products.columns else ()
@@ -136,7 +134,8 @@ def import_fashion(
         if not packed:
             raise ValueError(f"{folder} has products.parquet but no images*.parquet beside it")
         images = _read_parquet(packed[0], ["id", "jpeg"]).rename({"jpeg": "image"})
-        styles = styles.join(images.unique("id", keep="first"), on="id", how="left")
+        images = images.unique("id", keep="first", maintain_order=True)
+        styles = styles.join(images, on="id", how="left", maintain_order="left")
     else:
         raise ValueError(
             f"{folder} has neither styles.csv (with a folder images/) nor products.parquet (with "
@@ -224,7 +223,7 @@ def _with_homedepot_texts(products: pl.DataFrame, folder: Path) -> pl.DataFrame:
             pl.col("product_uid").alias("product_id"),
             pl.col("product_description").alias("description"),
         )
-        products = products.join(texts.unique("product_id"), on="product_id", how="left")
+        products = _joined(products, texts)
     attributes = folder / "attributes.csv"
     if attributes.is_file():
         brands = (
@@ -232,13 +231,13 @@ def _with_homedepot_texts(products: pl.DataFrame, folder: Path) -> pl.DataFrame:
             .filter(pl.col("name") == "MFG Brand Name")
             .select(pl.col("product_uid").alias("product_id"), pl.col("value").alias("brand"))
         )
-        products = products.join(
-            brands.unique("product_id", keep="first", maintain_order=True),
-            on="product_id",
-            how="left",
-            maintain_order="left",
-        )
+        products = _joined(products, brands)
     return products
+
+
+def _joined(products: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+    first = texts.unique("product_id", keep="first", maintain_order=True)
+    return products.join(first, on="product_id", how="left", maintain_order="left")
 
 
 def _with_groups(products: pl.DataFrame) -> pl.DataFrame:
@@ -276,11 +275,17 @@ def _read_styles(path: Path, columns: list[str]) -> pl.DataFrame:
         header = next(rows, [])
         _refuse_missing(header, columns, str(path))
         last = len(header) - 1
-        records = [[*row[:last], ",".join(row[last:])] for row in rows if len(row) > last]
-    texts = {
-        name: [record[place] or None for record in records] for place, name in enumerate(header)
-    }
-    return pl.DataFrame(texts, schema=dict.fromkeys(header, pl.String)).select(columns)
+        records = []
+        for row in rows:
+            if row and len(row) <= last:
+                raise ValueError(
+                    f"{path}: line {rows.line_num} has {len(row)} fields where the header has "
+                    f"{last + 1}; is the file cut short?"
+                )
+            if row:
+                records.append([field or None for field in (*row[:last], ",".join(row[last:]))])
+    schema = dict.fromkeys(header, pl.String)
+    return pl.DataFrame(records, schema=schema, orient="row").select(columns)
 
 
 def _image_files(folder: Path, ids: list[str], *, embed: bool) -> pl.Series:
