@@ -34,8 +34,10 @@ PROBE_TEST_TENTHS = 3
 class Scores(Protocol):
     """How well products match queries, by whatever means."""
 
-    product_ids: Sequence[str]
-    """The catalogue, in the order of ``catalogue``'s columns."""
+    @property
+    def product_ids(self) -> Sequence[str]:
+        """The catalogue, in the order of ``catalogue``'s columns."""
+        ...
 
     def pairs(self, query_ids: Sequence[str], product_ids: Sequence[str]) -> NDArray[np.float32]:
         """Score of each query with the product beside it, (N,)."""
