@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import matplotlib.patheffects
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from experiments.category_map import CategoryMap
@@ -25,6 +26,7 @@ from experiments.figure_style import (
     MUTED,
     PAPER,
     SERIES,
+    VERMILLION,
     ImageFormat,
     image_bytes,
     leave_bare,
@@ -35,6 +37,13 @@ from ranking.calibration import ReliabilityCurve
 from ranking.metrics import auc
 
 CLASS_NAMES = {0: "irrelevant", 1: "moderately relevant", 2: "relevant"}
+CLASS_LINES: dict[int, tuple[str, Literal["--", "-.", "-"]]] = {
+    0: (MUTED, "--"),
+    1: (VERMILLION, "-."),
+    2: (BLUE, "-"),
+}
+LONGEST_NAME = 28
+"""Letters of a category's name that fit on a map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +132,12 @@ def figure_5(
         for ax, (name, by_label) in zip(axes[:, 0], known.items(), strict=True):
             given = (auc_2v1 or {}).get(name)
             ax.set_title(f"{name}   {_auc_text(by_label, given)}")
-            for label, color in ((0, MUTED), (1, SERIES[1]), (2, SERIES[0])):
+            for label, (color, line) in CLASS_LINES.items():
                 if label in by_label:
                     density = _density(by_label[label], grid)
                     ax.fill_between(grid, density, color=color, alpha=0.16, linewidth=0)
-                    ax.plot(grid, density, color=color, linestyle=("--", "-.", "-")[label])
-            _name_peaks(ax, by_label, grid)
+                    ax.plot(grid, density, color=color, linestyle=line)
+            _name_classes(ax, by_label, grid)
             ax.set_yticks([])
             ax.set_ylabel("density")
             ax.grid(axis="y", visible=False)
@@ -180,7 +189,7 @@ def calibration_figure(
             for axis in (ax.xaxis, ax.yaxis):
                 axis.set_major_locator(_decade_ticks(low, high))
                 axis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g}%"))
-                axis.set_minor_locator(matplotlib.ticker.NullLocator())
+                axis.set_minor_locator(NullLocator())
         figure.supxlabel("predicted click rate", color=MUTED, fontsize=10)
         figure.supylabel("observed click rate", color=MUTED, fontsize=10)
         return image_bytes(figure, image_format)
@@ -288,8 +297,11 @@ def _name_in_place(ax: Axes, one: CategoryMap) -> None:
                 break
             spot[1] = max(p[1] for p in close) + 0.05 * span
         placed.append(spot)
-        text = ax.text(*spot, category, ha="center", va="center", fontsize=8, color=INK)
-        halo = matplotlib.patheffects.withStroke(linewidth=2.5, foreground=PAPER)
+        shown = category if len(category) <= LONGEST_NAME else f"{category[: LONGEST_NAME - 1]}…"
+        text = ax.text(
+            float(spot[0]), float(spot[1]), shown, ha="center", va="center", fontsize=8, color=INK
+        )
+        halo = withStroke(linewidth=2.5, foreground=PAPER)
         text.set_path_effects([halo])
 
 
@@ -337,23 +349,23 @@ def _density(value_N: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray
     return kernel @ share / (width * math.sqrt(2 * math.pi))
 
 
-def _name_peaks(
+def _name_classes(
     ax: Axes, by_label: Mapping[int, NDArray[np.float64]], grid: NDArray[np.float64]
 ) -> None:
-    """Name each class in a legend line of its own colour; peaks may coincide, names may not."""
+    """Name the classes in a legend on the emptier side; at their peaks the names would overlap."""
     marks = [
         Line2D([], [], color=color, linestyle=line, linewidth=1.8,
                label=f"{label} {CLASS_NAMES[label]} ({len(by_label[label]):,} pairs)")
-        for label, color, line in ((0, MUTED, "--"), (1, SERIES[1], "-."), (2, SERIES[0], "-"))
+        for label, (color, line) in CLASS_LINES.items()
         if label in by_label
     ]  # fmt: skip
     left = float(np.mean([np.median(c) for c in by_label.values()])) > float(np.mean(grid[[0, -1]]))
     ax.legend(handles=marks, loc="upper left" if left else "upper right", fontsize=8)
 
 
-def _decade_ticks(low: float, high: float) -> matplotlib.ticker.FixedLocator:
+def _decade_ticks(low: float, high: float) -> FixedLocator:
     """Ticks at 1, 2 and 5 times each power of ten, thinned to 1 over wide ranges."""
     steps = (1.0,) if high / low > 300 else (1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
-    return matplotlib.ticker.FixedLocator([tick for tick in ticks if low <= tick <= high])
+    return FixedLocator([tick for tick in ticks if low <= tick <= high])

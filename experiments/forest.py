@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from experiments.figure_style import (
     BLUE,
@@ -91,13 +92,15 @@ def variant_forest(
     """
     if not rows:
         raise ValueError("there is no variant to draw beside the baseline; compare at least two")
-    kinds = [(f"AUC minus {baseline}", BLUE, [row.against_baseline for row in rows])]
+    kinds: list[tuple[str, str, list[Interval | None]]] = [
+        (f"AUC minus {baseline}", BLUE, [row.against_baseline for row in rows])
+    ]
     if placebo is not None:
         second = [row.against_placebo for row in rows]
         kinds.append((f"AUC minus {placebo}, the better placebo", GREEN, second))
     with style():
         figure, axes = panels(
-            1, len(kinds), width=1.7 + 4.1 * len(kinds), height=1.1 + 0.42 * len(rows), sharey=True
+            1, len(kinds), width=1.7 + 4.5 * len(kinds), height=1.1 + 0.42 * len(rows), sharey=True
         )
         names = [f"{row.name} (placebo)" if row.is_placebo else row.name for row in rows]
         for ax, (title, color, intervals) in zip(axes[0], kinds, strict=True):
@@ -139,7 +142,7 @@ def ab_forest(
     if not rows:
         raise ValueError("there is no lift to draw; give at least one measure")
     with style():
-        figure, axes = panels(1, 1, width=7.4, height=1.3 + 0.46 * len(rows))
+        figure, axes = panels(1, 1, width=8.4, height=1.3 + 0.46 * len(rows))
         ax = axes[0, 0]
         _start(ax, [row.name for row in rows], f"{treatment} against {control}")
         for i, row in enumerate(rows):
@@ -148,13 +151,17 @@ def ab_forest(
                 ax.plot(row.true, i, marker="D", markersize=7, markerfacecolor="none",
                         markeredgecolor=VERMILLION, markeredgewidth=1.6, zorder=4)  # fmt: skip
             _words(ax, i, row.lift, lambda value: f"{100 * value:+.1f}%", row.true)
-        ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+g}%" if value else "0")
+        ax.xaxis.set_major_formatter(lambda value, _: _percent_tick(value))
         known = any(row.true is not None for row in rows)
         ax.set_xlabel(
             f"relative lift (per cent), {confidence:.0%} interval over users"
             + ("; diamond: true lift" if known else "")
         )
         return image_bytes(figure, image_format)
+
+
+def _percent_tick(value: float) -> str:
+    return f"{100 * value:+.3g}%".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
 def _start(ax: Axes, names: Sequence[str], title: str) -> None:
@@ -165,6 +172,7 @@ def _start(ax: Axes, names: Sequence[str], title: str) -> None:
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
     ax.axvline(0, color=INK, linewidth=1.1)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
 
 
 def _interval(ax: Axes, i: int, interval: Interval, color: str) -> None:
@@ -183,4 +191,5 @@ def _words(
     text = f"{write(interval.value)}  [{write(interval.low)}, {write(interval.high)}]"
     if true is not None and math.isfinite(true):
         text += f"  true {write(true)}"
+    text = text.replace("-", "\N{MINUS SIGN}")
     ax.text(1.02, i, text, va="center", fontsize=8, color=INK, transform=ax.get_yaxis_transform())

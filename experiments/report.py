@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,17 @@ from experiments.comparison import Comparison, VariantResult
 from experiments.figure_style import THEME
 from experiments.figures import training_curves
 from experiments.forest import ForestRow, Interval, LiftRow, ab_forest, variant_forest
+from experiments.headline import (
+    LIFT_NAMES,
+    ab_sentence,
+    arms,
+    best_variant,
+    headline,
+    headroom,
+    number,
+    tiles,
+    verdict_rest,
+)
 from experiments.inline_svg import inline_svg
 from experiments.records import write_bytes
 from experiments.report_content import FigureImage, ReportContent, read_report_content
@@ -28,14 +38,6 @@ REPORT = "report.html"
 LARGEST_FIGURE_BYTES = 1_500_000
 LARGEST_PAGE_BYTES = 5_000_000
 
-LIFT_NAMES = {
-    "ctr": "click-through rate",
-    "cvr": "conversion rate (purchases per click)",
-    "rpm": "revenue per 1,000 impressions",
-    "cpc": "price per click",
-    "welfare": "advertiser value per 1,000 impressions",
-    "relevance": "mean relevance shown",
-}
 MEASURE_NAMES = {
     "recall@10": "recall@10",
     "ndcg@10": "nDCG@10",
@@ -56,6 +58,10 @@ EMBEDDING_NAMES = {
     "bm25": "BM25",
     "off_the_shelf": "off the shelf, frozen",
 }
+
+_PARTS = frozenset(
+    {"comparison", "ab", "embeddings", "figure_4", "figure_5", "calibration", "training", "oracle"}
+)
 
 
 def write_report(run_folder: Path | str) -> Path:
@@ -100,24 +106,27 @@ def render_report(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "auc": lambda value: _number(value, "{:.4f}"),
-        "signed": lambda value: _number(value, "{:+.4f}"),
-        "percent": lambda value: _number(value, "{:+.1%}"),
-        "share": lambda value: _number(value, "{:.2%}"),
-        "count": lambda value: _number(value, "{:,.0f}"),
+        "auc": lambda value: number(value, "{:.4f}"),
+        "signed": lambda value: number(value, "{:+.4f}"),
+        "percent": lambda value: number(value, "{:+.1%}"),
+        "share": lambda value: number(value, "{:.2%}"),
+        "count": lambda value: number(value, "{:,.0f}"),
         "duration": _duration,
+        "breakable": _breakable,
     }
     page = environment.get_template("report.html.j2").render(
         content=content,
         theme=THEME,
-        best=_best(content.comparison),
-        headroom=_headroom(content),
-        verdict=_verdict(content),
-        tiles=_tiles(content),
+        best=best_variant(content.comparison),
+        headroom=headroom(content),
+        headline=headline(content),
+        verdict_rest=verdict_rest(content),
+        ab_sentence=ab_sentence(content),
+        tiles=tiles(content),
         variant_rows=_variant_rows(content.comparison),
         slices=_slices(content),
         lift_names=LIFT_NAMES,
-        arms=_arms(content),
+        arms=arms(content),
         embeddings=_embedding_table(content.embeddings),
         costs=_costs(content),
         settings=json.dumps(content.config, indent=2, ensure_ascii=False),
@@ -130,93 +139,15 @@ def render_report(content: ReportContent) -> str:
     return page
 
 
-_PARTS = frozenset(
-    {"comparison", "ab", "embeddings", "figure_4", "figure_5", "calibration", "training", "oracle"}
-)
-
-
-def _number(value: float | None, pattern: str) -> str:
-    """A figure for a table cell, with a real minus sign; a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return pattern.format(value).replace("-", "−")
+def _breakable(name: str) -> markupsafe.Markup:
+    """A name that narrow columns may break after its underscores."""
+    return markupsafe.Markup("_<wbr>").join(name.split("_"))
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _best(comparison: Comparison | None) -> VariantResult | None:
-    """The variant that the first screen speaks of: the best that ships, else the best candidate."""
-    if comparison is None or not comparison.candidates:
-        return None
-    shipping = [row for row in comparison.candidates if row.ships]
-    return (shipping or list(comparison.candidates))[0]
-
-
-def _verdict(content: ReportContent) -> tuple[str, str]:
-    """The verdict's first sentence, and the rest of it with that of the A/B test."""
-    if content.comparison is None:
-        why = content.notes.left_out.get("comparison", "this run compared no variants")
-        return "No verdict: nothing was compared.", f"The reason: {why}."
-    first, _, rest = content.comparison.verdict().partition(". ")
-    return f"{first.rstrip('.')}.", rest
-
-
-def _headroom(content: ReportContent) -> float | None:
-    """Share of the way from the baseline's AUC to the oracle's that the best variant goes.
-
-    The oracle without position is the fair goal: no model here is told the slot.
-    """
-    oracle = content.metrics.get("oracle_without_position.auc", content.metrics.get("oracle.auc"))
-    best = _best(content.comparison)
-    if oracle is None or best is None or content.comparison is None:
-        return None
-    way = oracle - content.comparison[content.comparison.baseline].auc
-    return best.delta_auc / way if way > 0 else None
-
-
-def _tiles(content: ReportContent) -> list[dict[str, Any]]:
-    """The handful of figures of the first screen."""
-    tiles: list[dict[str, Any]] = []
-    best, comparison = _best(content.comparison), content.comparison
-    if best is not None and comparison is not None:
-        tiles.append(
-            {
-                "label": f"AUC, {best.name} against {comparison.baseline}",
-                "value": _number(best.delta_auc, "{:+.4f}"),
-                "below": _range(best.delta_auc_low, best.delta_auc_high, "{:+.4f}"),
-                "clear": best.above_baseline,
-            }
-        )
-        if best.delta_placebo is not None:
-            tiles.append(
-                {
-                    "label": f"AUC, {best.name} against {comparison.placebo}, the better placebo",
-                    "value": _number(best.delta_placebo, "{:+.4f}"),
-                    "below": _range(best.delta_placebo_low, best.delta_placebo_high, "{:+.4f}"),
-                    "clear": best.above_placebo,
-                }
-            )
-    for name in ("ctr", "cvr", "rpm"):
-        lift = content.ab.lifts.get(name) if content.ab is not None else None
-        if lift is not None:
-            true = "" if lift.true is None else f", true {_number(lift.true, '{:+.1%}')}"
-            tiles.append(
-                {
-                    "label": f"{'Simulated ' * content.simulated}A/B: {LIFT_NAMES[name]}",
-                    "value": _number(lift.lift, "{:+.1%}"),
-                    "below": _range(lift.low, lift.high, "{:+.1%}") + true,
-                    "clear": lift.low > 0,
-                }
-            )
-    return tiles
-
-
-def _range(low: float | None, high: float | None, pattern: str) -> str:
-    return f"[{_number(low, pattern)}, {_number(high, pattern)}]"
 
 
 def _variant_rows(comparison: Comparison | None) -> list[dict[str, Any]]:
@@ -254,14 +185,8 @@ def _slices(content: ReportContent) -> dict[str, dict[str, float]]:
         for key, value in content.metrics.items():
             if key.startswith(start) and key.endswith(end):
                 table.setdefault(key[len(start) : -len(end)], {})[name] = value
-    return table
-
-
-def _arms(content: ReportContent) -> tuple[str, str]:
-    """Names of control and treatment, from the settings."""
-    ab = content.config.get("ab")
-    ab = ab if isinstance(ab, dict) else {}
-    return str(ab.get("control", "control")), str(ab.get("treatment", "treatment"))
+    # Cold beside warm products, head beside tail queries.
+    return dict(sorted(table.items(), key=lambda pair: (pair[0].split("_")[-1], pair[0])))
 
 
 def _embedding_table(embeddings: dict[str, dict[str, float | None]]) -> dict[str, Any]:
@@ -343,7 +268,7 @@ def _drawn(content: ReportContent) -> tuple[FigureImage, ...]:
         )
         images["variant_forest"] = ("Differences in AUC with their intervals", image)
     if ab is not None and ab.lifts:
-        control, treatment = _arms(content)
+        control, treatment = arms(content)
         lifts = [
             LiftRow(
                 name=LIFT_NAMES.get(name, name),
