@@ -36,6 +36,7 @@ from experiments.variants import (
     REGISTRY,
     STANDARD,
     Variant,
+    VectorSource,
     feasible_variants,
     find_variants,
 )
@@ -183,7 +184,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
 
     line = Run(config, progress)
     trained = {variant.name: line.train(variant) for variant in line.variants}
-    sources = dict.fromkeys(v.vectors for v in line.variants if v.vectors)
+    sources: dict[VectorSource, None] = {v.vectors: None for v in line.variants if v.vectors}
     with line.progress.stage("judging the vectors"):
         evaluation = line.vectors.evaluate(sources)
     comparison = _compare(line, trained)

@@ -26,7 +26,7 @@ def test_slices(train: Examples, test: Examples) -> dict[str, NDArray[np.bool_]]
     asked = np.unique(np.stack([train.query_N.astype(np.int64), train.request_N]), axis=1)[0]
     query, requests = np.unique(asked, return_counts=True)
     head_N = np.isin(test.query_N, query[requests > TAIL_QUERY_REQUESTS]) & (test.query_N >= 0)
-    bought_N = (test.history_NL >= 0).any(axis=1)
+    bought_N: NDArray[np.bool_] = np.any(test.history_NL >= 0, axis=1)
     return {
         "cold_products": ~shown_N,
         "warm_products": shown_N,

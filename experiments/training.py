@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +108,8 @@ def train_once(
             at / "training.json",
             {
                 "seconds": round(seconds, 2),
-                "parameters": model.parameter_count(),
-                "curve": model.curve(),
+                "parameters": _parameters(model),
+                "curve": _curve(model),
             },
         )
 
@@ -128,3 +128,16 @@ def train_once(
         p_test_N=by_part["test"],
         **facts,
     )
+
+
+def _parameters(model: ClickModel) -> int:
+    """Learned numbers: weights of a network or a regression, leaves of trees."""
+    if isinstance(model, TowerRanker):
+        return sum(weight.numel() for weight in model.network_.state_dict().values())
+    if isinstance(model, LightGBMRanker):
+        return int(sum(tree["num_leaves"] for tree in model.booster_.dump_model()["tree_info"]))
+    return int(model.weight_W.size) + 1 if isinstance(model, LogisticRegression) else 1
+
+
+def _curve(model: ClickModel) -> list[dict[str, float]]:
+    return [asdict(check) for check in model.checks_] if isinstance(model, TowerRanker) else []

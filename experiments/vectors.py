@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from embeddings.stage2 import train_stage2
 from embeddings.store import VectorStore
 from experiments.config import EmbedConfig, RunConfig
 from experiments.records import read_json, write_json
+from experiments.report_content import Cost
 from experiments.run_folder import RunFolder
 from experiments.variants import VectorSource
 from features.dataset import Dataset
 
 Stores = tuple[VectorStore, VectorStore]
 """Product vectors and query vectors of one encoder."""
+
+COSTS = "costs.json"
 
 _MODES: dict[VectorSource, Mode] = {
     "dashclip": "multimodal",
@@ -64,13 +68,28 @@ class VectorMaker:
     def model(self, stage: int) -> DashClip:
         """Return the encoders after stage 1 or 2, trained if they are not there yet."""
         if stage not in self._models:
-            out = self._folder.path / "embeddings" / f"model_stage{stage}"
-            self._models[stage] = self._train(stage, out)
+            if stage == 2:
+                self.model(1)
+            fresh, began = not self._trained(stage), time.monotonic()
+            self._models[stage] = self._train(stage, self._model_folder(stage))
+            if fresh:
+                self._note_cost(f"stage {stage}", self._models[stage], time.monotonic() - began)
         return self._models[stage]
 
-    def histories(self) -> dict[str, list[dict[str, float]]]:
-        """Return the training curves of the stages that this run trained."""
-        return {k: v for model in self._models.values() for k, v in model.history.items()}
+    def histories(self) -> dict[str, dict[str, list[float]]]:
+        """Return, for each stage that this run trained, its metrics at each step."""
+        return {
+            stage: dict(history)
+            for number in (1, 2)
+            if self._trained(number)
+            for stage, history in self.model(number).history.items()
+        }
+
+    def costs(self) -> tuple[Cost, ...]:
+        """Return what each trained stage cost."""
+        path = self._folder.path / "embeddings" / COSTS
+        costs = read_json(path) if path.exists() else {}
+        return tuple(Cost(what=what, **cost) for what, cost in costs.items())
 
     def evaluate(self, sources: Iterable[VectorSource]) -> dict[str, dict[str, float]]:
         """Judge each kind of vectors on the pairs of held-out queries, TF-IDF beside them.
@@ -94,6 +113,18 @@ class VectorMaker:
                 )
         write_json(path, results)
         return results
+
+    def _model_folder(self, stage: int) -> Path:
+        return self._folder.path / "embeddings" / f"model_stage{stage}"
+
+    def _trained(self, stage: int) -> bool:
+        return self._model_folder(stage).is_dir()
+
+    def _note_cost(self, what: str, model: DashClip, seconds: float) -> None:
+        path = self._folder.path / "embeddings" / COSTS
+        costs = read_json(path) if path.exists() else {}
+        parameters = sum(weight.numel() for weight in model.parameters())
+        write_json(path, {**costs, what: {"seconds": round(seconds, 2), "parameters": parameters}})
 
     def _train(self, stage: int, out: Path) -> DashClip:
         products = self._dataset.table("products")

@@ -66,10 +66,10 @@ class ExampleTensors:
 
     def __init__(self, examples: Examples, vectors: FrozenVectors | None) -> None:
         self._vectors = vectors
-        self._sparse_NF = torch.from_numpy(np.ascontiguousarray(examples.sparse_NF, np.int32))
-        self._dense_NC = torch.from_numpy(np.ascontiguousarray(examples.dense_NC, np.float32))
+        self._sparse_NF = _tensor(examples.sparse_NF, np.int32)
+        self._dense_NC = _tensor(examples.dense_NC, np.float32)
         self._rows = [
-            torch.from_numpy(np.ascontiguousarray(array, np.int32))
+            _tensor(array, np.int32)
             for array in (examples.product_N, examples.query_N, examples.history_NL)
         ]
 
@@ -87,6 +87,11 @@ class ExampleTensors:
 def slices(rows: int, batch_size: int) -> Sequence[slice]:
     """Return the slices that cut ``rows`` rows into batches, in order."""
     return [slice(start, start + batch_size) for start in range(0, rows, batch_size)]
+
+
+def _tensor(values: NDArray, dtype: type[np.generic]) -> Tensor:
+    # Columns of a table are often read-only views, which torch does not share.
+    return torch.from_numpy(np.require(values, dtype, ["C", "W"]))
 
 
 def _wrap(row: Tensor, size: int) -> Tensor:

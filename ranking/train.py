@@ -96,7 +96,7 @@ def train_network(
     """
     bf16 = use_bf16(config.bf16)
     optimizer = _dense_optimizer(network, tables, config)
-    label_N = torch.from_numpy(train_label_N)
+    label_N = torch.tensor(train_label_N)
     order = torch.Generator().manual_seed(seed)
     steps_an_epoch = -(-len(train) // config.batch_size)
     check_every = max(1, steps_an_epoch // config.checks_per_epoch)
