@@ -1,6 +1,7 @@
 """The grocery catalogue, its images, queries and judgements."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from experiments.marketplace.drawing import draw_product
 from experiments.marketplace.judgements import judge
 from experiments.marketplace.parameters import WorldParameters
 from experiments.marketplace.queries import make_queries, true_relevance
+from experiments.marketplace.shoppers import grocery_appeal, hashed_appeal
 
 PARAMETERS = WorldParameters()
 
@@ -102,6 +104,18 @@ def test_each_attribute_leaves_a_mark_in_the_image(attribute):
     assert (np.abs(plain - marked).max(axis=2) > 25).sum() >= 15
 
 
+@pytest.mark.parametrize("family", [grocery.FLAVOURS, grocery.PREPARATIONS, grocery.DIETS])
+def test_no_two_attributes_leave_the_same_mark(family):
+    for one, other in itertools.combinations(family, 2):
+        differs = np.abs(pixels("can", one) - pixels("can", other)).max(axis=2) > 25
+        assert differs.sum() >= 10, (one, other)
+
+
+def test_pack_forms_have_silhouettes_of_their_own():
+    for one, other in itertools.combinations(grocery.PACKS, 2):
+        assert (np.abs(pixels(one) - pixels(other)).max(axis=2) > 25).sum() >= 50, (one, other)
+
+
 def test_an_attribute_has_no_fixed_pixels():
     # Seals move between corners: the mark of one drawing is not the mark of another.
     marks = [
@@ -184,6 +198,22 @@ def test_seven_tenths_of_the_queries_are_labelled_and_no_pair_twice(judged):
 def test_late_products_are_not_judged(catalogue, judged):
     _, (_, product_N, _, _) = judged
     assert not catalogue.late_P[product_N].any()
+
+
+def test_appeals_are_unit_vectors_so_that_tastes_have_the_stated_spread(catalogue):
+    for appeal_PD in (
+        grocery_appeal(catalogue.brand_P, catalogue.has_PA, PARAMETERS, seed=1),
+        hashed_appeal(["steel drill", None, ""], ["acme", None, "acme"], PARAMETERS, seed=1),
+    ):
+        assert np.linalg.norm(appeal_PD, axis=1) == pytest.approx(1.0)
+
+
+def test_products_of_one_brand_appeal_alike(catalogue):
+    appeal_PD = grocery_appeal(catalogue.brand_P, catalogue.has_PA, PARAMETERS, seed=1)
+    likeness_PP = appeal_PD @ appeal_PD.T
+    same_PP = catalogue.brand_P[:, None] == catalogue.brand_P[None, :]
+    np.fill_diagonal(same_PP, False)
+    assert likeness_PP[same_PP].mean() > likeness_PP[~same_PP].mean() + 0.2
 
 
 def test_too_small_a_catalogue_is_refused():
