@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from features.columns import TABLE_COLUMNS, as_frame, canonical, column_violations
 from features.dataset import Dataset
-from features.dense import DenseTransform, finite_values
+from features.dense import DenseTransform
 from features.examples import Examples
 from features.history import PurchaseHistory, purchases_of
 from features.schema import SIDE_TABLE_KEYS, DatasetSpec
@@ -75,7 +75,8 @@ class FeaturePipeline:
             for name in self.spec.features.sparse
         }
         self._dense = {
-            name: self._fit_dense(name, train, rows) for name in self.spec.features.dense
+            name: DenseTransform(name).fit(self._column(name, train, rows))
+            for name in self.spec.features.dense
         }
         self._prepare()
         return self
@@ -214,7 +215,8 @@ class FeaturePipeline:
             table, _, column = name.partition(".")
             if table not in SIDE_TABLE_KEYS or not column:
                 continue
-            # One row more than the catalogue: row -1 answers for what the catalogue lacks.
+            # One row more than the catalogue: row -1 answers for what the catalogue lacks. Rows
+            # that training never showed are looked at too, so a NaN among them is found now.
             values = _with_unknown(self._side_column(table, column)).alias(name)
             known = self._vocabularies if name in self._vocabularies else self._dense
             self._codes[name] = known[name].transform(values)
@@ -261,15 +263,6 @@ class FeaturePipeline:
         values = _with_unknown(self._side_column(table, column))
         row_N = rows[table]
         return values.gather(np.where(row_N < 0, len(values) - 1, row_N)).alias(name)
-
-    def _fit_dense(
-        self, name: str, train: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
-    ) -> DenseTransform:
-        table, dot, column = name.partition(".")
-        if dot and table in SIDE_TABLE_KEYS:
-            # Products not in the training rows are transformed too: find bad values now.
-            finite_values(self._side_column(table, column), name)
-        return DenseTransform(name).fit(self._column(name, train, rows))
 
     def _sparse_column(
         self, name: str, frame: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
