@@ -11,6 +11,7 @@ import io
 from typing import Any, Literal
 
 import matplotlib
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -42,7 +43,7 @@ THEME: dict[str, tuple[str, str]] = {
 }
 """Light colour to the name of its CSS variable and its value in the dark."""
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     # A fixed salt makes the ids inside an SVG, and so its bytes, the same on every run.
     "svg.hashsalt": "adtower",
     # Text stays text: it takes the page's font and colour, can be searched, and weighs little.
@@ -50,6 +51,7 @@ _RC: dict[str, Any] = {
     # A category called "$5 and $10" is no formula.
     "text.parse_math": False,
     "axes.unicode_minus": True,
+    "axes.prop_cycle": cycler(color=SERIES),
     "font.family": "DejaVu Sans",
     "font.size": 10.0,
     "text.color": INK,

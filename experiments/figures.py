@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -298,11 +297,10 @@ def _name_in_place(ax: Axes, one: CategoryMap) -> None:
             spot[1] = max(p[1] for p in close) + 0.05 * span
         placed.append(spot)
         shown = category if len(category) <= LONGEST_NAME else f"{category[: LONGEST_NAME - 1]}…"
-        text = ax.text(
-            float(spot[0]), float(spot[1]), shown, ha="center", va="center", fontsize=8, color=INK
-        )
-        halo = withStroke(linewidth=2.5, foreground=PAPER)
-        text.set_path_effects([halo])
+        # A pale box and no outline: an outlined text would be drawn as shapes, not as text.
+        box = {"boxstyle": "round,pad=0.12", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.7}
+        centred = {"ha": "center", "va": "center", "fontsize": 8, "color": INK}
+        ax.text(float(spot[0]), float(spot[1]), shown, bbox=box, **centred)
 
 
 def _checked_cosines(
