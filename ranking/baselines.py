@@ -18,18 +18,13 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from scipy.sparse import csr_matrix
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 
-from features.embedding_join import DERIVED_NAMES, Vectors, derived_features, gather_vectors
+from features.embedding_join import Vectors
 from features.examples import Examples
 from ranking.checkpoint import published_folder, read_verified, write_manifest
+from ranking.columns import VECTOR_COLUMNS, dense_columns, tree_columns
 from ranking.contract import InputSignature, Progress, check_examples, check_fit_inputs
 from ranking.metrics import log_loss_nats
-
-VECTOR_COLUMNS = (*DERIVED_NAMES, "has_product_vector", "has_query_vector", "has_history_vector")
-"""The dense columns that models without an embedding tower get from vectors."""
-
-_GATHER_ROWS = 65_536
 
 
 class BaseRate:
@@ -81,8 +76,6 @@ class LogisticRegressionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    use_vectors: bool = False
-    """Whether the cosines and masks of ``VECTOR_COLUMNS`` are features."""
     c_values: tuple[float, ...] = Field(default=(0.1, 0.3), min_length=1)
     """Inverse strengths of the L2 penalty; the validation log loss picks one."""
     max_iterations: int = Field(default=200, ge=1)
@@ -108,8 +101,8 @@ class LogisticRegression:
 
     @property
     def uses_vectors(self) -> bool:
-        """Whether ``fit`` needs vectors."""
-        return self.config.use_vectors
+        """Whether it was fitted with vectors; those given to ``fit`` become ``VECTOR_COLUMNS``."""
+        return self.signature_.vectors_fingerprint is not None
 
     def fit(
         self,
@@ -125,7 +118,9 @@ class LogisticRegression:
         Raises:
             ValueError: As ``ClickModel.fit``.
         """
-        vectors = needed_vectors(vectors, self.config.use_vectors)
+        # Only fitting needs scikit-learn; a saved model scores without it.
+        from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
+
         self.signature_ = check_fit_inputs(train, validation, vectors)
         assert train.label_N is not None and validation.label_N is not None
         dense_NC = dense_columns(train, vectors)
@@ -138,7 +133,7 @@ class LogisticRegression:
             # lbfgs is deterministic; what it leaves unconverged at the limit still is a model.
             solver = SklearnLogisticRegression(C=c, max_iter=self.config.max_iterations, tol=1e-5)
             solver.fit(train_NW, train.label_N)
-            self.weight_W, self.intercept_ = solver.coef_[0], float(solver.intercept_[0])
+            self.weight_W, self.intercept_ = solver.coef_[0], float(np.ravel(solver.intercept_)[0])
             loss = log_loss_nats(validation.label_N, self.predict_proba(validation, vectors))
             if progress is not None:
                 line = f"C = {c:g}: validation log loss {loss:.5f}"
@@ -155,7 +150,7 @@ class LogisticRegression:
         Raises:
             ValueError: As ``ClickModel.predict_proba``.
         """
-        vectors = needed_vectors(vectors, self.config.use_vectors)
+        vectors = vectors if self.uses_vectors else None
         self.signature_.check(examples, vectors)
         check_examples(examples, vectors)
         return expit(self.logits(examples.sparse_NF, dense_columns(examples, vectors)))
@@ -226,8 +221,6 @@ class LightGBMConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    use_vectors: bool = False
-    """Whether the cosines and masks of ``VECTOR_COLUMNS`` are features."""
     rounds: int = Field(default=400, ge=1)
     """Trees at most."""
     patience: int = Field(default=20, ge=1)
@@ -255,8 +248,8 @@ class LightGBMRanker:
 
     @property
     def uses_vectors(self) -> bool:
-        """Whether ``fit`` needs vectors."""
-        return self.config.use_vectors
+        """Whether it was fitted with vectors; those given to ``fit`` become ``VECTOR_COLUMNS``."""
+        return self.signature_.vectors_fingerprint is not None
 
     def fit(
         self,
@@ -272,7 +265,6 @@ class LightGBMRanker:
         Raises:
             ValueError: As ``ClickModel.fit``.
         """
-        vectors = needed_vectors(vectors, self.config.use_vectors)
         self.signature_ = check_fit_inputs(train, validation, vectors)
         names = _tree_names((*train.sparse_names, *train.dense_names, *_vector_names(vectors)))
         parameters = {
@@ -313,7 +305,7 @@ class LightGBMRanker:
         Raises:
             ValueError: As ``ClickModel.predict_proba``.
         """
-        vectors = needed_vectors(vectors, self.config.use_vectors)
+        vectors = vectors if self.uses_vectors else None
         self.signature_.check(examples, vectors)
         check_examples(examples, vectors)
         if len(examples) == 0:
@@ -342,41 +334,6 @@ class LightGBMRanker:
         text = read_verified(Path(folder), "trees.txt").decode()
         model.booster_ = lightgbm.Booster(model_str=text)
         return model
-
-
-def needed_vectors(vectors: Vectors | None, use_vectors: bool) -> Vectors | None:
-    """Return the vectors a model works with: None where it uses none.
-
-    Raises:
-        ValueError: If it uses vectors and gets none.
-    """
-    if not use_vectors:
-        return None
-    if vectors is None:
-        raise ValueError(
-            "vectors=None, but use_vectors=True; pass Vectors, or set use_vectors=False for the "
-            "model without them"
-        )
-    return vectors
-
-
-def dense_columns(examples: Examples, vectors: Vectors | None) -> NDArray[np.float32]:
-    """Return the dense columns, with ``VECTOR_COLUMNS`` after them if there are vectors, (N, C)."""
-    if vectors is None:
-        return examples.dense_NC
-    parts = []
-    # In parts, because the vectors of all rows at once would be gigabytes.
-    for start in range(0, max(len(examples), 1), _GATHER_ROWS):
-        rows = gather_vectors(vectors, examples.take(slice(start, start + _GATHER_ROWS)))
-        parts.append(np.concatenate([derived_features(rows), rows.present_N3], axis=1))
-    return np.concatenate([examples.dense_NC, np.concatenate(parts)], axis=1)
-
-
-def tree_columns(examples: Examples, vectors: Vectors | None) -> NDArray[np.float64]:
-    """Return ids, then dense columns, as one matrix for LightGBM, shape (N, F + C)."""
-    # float64, because float32 cannot tell ids above 2**24 apart.
-    dense_NC = dense_columns(examples, vectors)
-    return np.concatenate([examples.sparse_NF, dense_NC], axis=1, dtype=np.float64)
 
 
 def _vector_names(vectors: Vectors | None) -> tuple[str, ...]:

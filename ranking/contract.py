@@ -28,7 +28,8 @@ Progress = Callable[[int, int, str], None]
 class ClickModel(Protocol):
     """A model of P(click): fitted on impressions, asked for probabilities.
 
-    A model that uses no vectors ignores those it is handed; ``uses_vectors`` tells.
+    ``uses_vectors`` tells whether a fitted model needs the vectors it was fitted with. One that
+    does not ignores those it is handed.
     """
 
     name: str
@@ -101,7 +102,8 @@ class InputSignature:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> InputSignature:
         """Return the signature that ``to_json`` described."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
+        return cls(**{**fields, **lists})
 
     def check(self, examples: Examples, vectors: Vectors | None) -> None:
         """Refuse inputs that are not of this signature.

@@ -14,6 +14,7 @@ arXiv:2008.13535, equations 1 (full) and 2 (low rank).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class FusedTables(nn.Module):
         """Change the rate at which the backward pass updates the tables."""
         optimizer = self.collection.fused_optimizer()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            cast(dict[str, float], group)["lr"] = learning_rate
         # The fused optimizer's step moves no weight; it only hands the rate to the kernel.
         optimizer.step()
 

@@ -24,11 +24,9 @@ TOWER = {"batch_size": 128, "max_epochs": 3, "projected_dim": 8, "sparse_lr": 0.
 MODELS = {
     "base_rate": BaseRate,
     "logistic": lambda: LogisticRegression(LogisticRegressionConfig(c_values=(0.1,))),
-    "logistic+vectors": lambda: LogisticRegression(LogisticRegressionConfig(use_vectors=True)),
+    "logistic+vectors": LogisticRegression,
     "lightgbm": lambda: LightGBMRanker(LightGBMConfig(rounds=20, min_leaf_rows=20)),
-    "lightgbm+vectors": lambda: LightGBMRanker(
-        LightGBMConfig(rounds=20, min_leaf_rows=20, use_vectors=True)
-    ),
+    "lightgbm+vectors": lambda: LightGBMRanker(LightGBMConfig(rounds=20, min_leaf_rows=20)),
     "production": lambda: TowerRanker(TowerConfig(use_vectors=False, **TOWER)),
     "tower": lambda: TowerRanker(TowerConfig(**TOWER)),
     "single_tower": lambda: TowerRanker(TowerConfig(single_tower=True, **TOWER)),
@@ -45,6 +43,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def fit(name, log, **options):
+    """Fit a model; the baselines use vectors where they are given some."""
+    vectors = None if name in ("logistic", "lightgbm") else log.vectors
+    options = {"train": log.train, "validation": log.validation, "seed": 0, **options}
+    return MODELS[name]().fit(vectors=vectors, **options)
+
+
 @pytest.fixture(scope="module")
 def fitted(small_log):
     """Each model fitted once, for the tests that only read it."""
@@ -52,8 +57,7 @@ def fitted(small_log):
 
     def get(name):
         if name not in models:
-            log = small_log
-            models[name] = MODELS[name]().fit(log.train, log.validation, log.vectors, seed=0)
+            models[name] = fit(name, small_log)
         return models[name]
 
     return get
@@ -109,18 +113,16 @@ def test_strangers_are_scored(name, fitted, small_log):
 
 
 def test_one_seed_gives_one_model_to_the_bit(name, fitted, small_log):
-    log = small_log
-    again = MODELS[name]().fit(log.train, log.validation, log.vectors, seed=0)
     np.testing.assert_array_equal(
-        again.predict_proba(log.test, log.vectors),
-        fitted(name).predict_proba(log.test, log.vectors),
+        fit(name, small_log).predict_proba(small_log.test, small_log.vectors),
+        fitted(name).predict_proba(small_log.test, small_log.vectors),
     )
 
 
 def test_fitting_leaves_the_global_generator_alone(name, small_log):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    MODELS[name]().fit(small_log.train, small_log.validation, small_log.vectors, seed=0)
+    fit(name, small_log)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -165,8 +167,11 @@ def test_other_vectors_are_refused(name, fitted, small_log):
         model.predict_proba(small_log.test, other)
     with pytest.raises(ValueError, match="vectors=None"):
         model.predict_proba(small_log.test, None)
-    with pytest.raises(ValueError, match="vectors=None"):
-        MODELS[name]().fit(small_log.train, small_log.validation, None, seed=0)
+
+
+def test_a_tower_refuses_to_be_fitted_without_vectors(small_log):
+    with pytest.raises(ValueError, match="vectors=None, but use_vectors=True"):
+        TowerRanker().fit(small_log.train, small_log.validation, None, seed=0)
 
 
 def test_renamed_or_permuted_features_are_refused(name, fitted, small_log):
@@ -225,18 +230,12 @@ def test_labels_that_cannot_be_learned_from_are_refused(name, label, message, sm
         label_N[0] = label
     with pytest.raises(ValueError, match=message):
         train = replace(small_log.train, label_N=label_N)
-        MODELS[name]().fit(train, small_log.validation, small_log.vectors, seed=0)
+        fit(name, small_log, train=train)
 
 
 def test_progress_is_reported_within_its_bounds(name, small_log):
     calls = []
-    MODELS[name]().fit(
-        small_log.train,
-        small_log.validation,
-        small_log.vectors,
-        seed=0,
-        progress=lambda done, at_most, line: calls.append((done, at_most, line)),
-    )
+    fit(name, small_log, progress=lambda *call: calls.append(call))
     assert calls or name == "base_rate"
     assert all(0 < done <= at_most and line for done, at_most, line in calls)
 
