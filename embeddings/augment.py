@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_SCALE = 0.8
-"""A view shows at least this share of each side."""
+MIN_SCALE = 0.93
+"""A view shows at least this share of each side: badges sit in the corners of product images."""
 MAX_BRIGHTNESS = 0.15
 MAX_CONTRAST = 0.15
 

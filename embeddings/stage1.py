@@ -55,9 +55,10 @@ class Stage1Config(BaseModel):
     max_query_tokens: int = Field(default=24, ge=3)
     image_px: int = Field(default=48, ge=8)
     """Images are decoded to squares of this side."""
-    patch_px: int = Field(default=8, ge=1)
+    patch_px: int = Field(default=8, ge=2)
+    """Side of the square that one image token stands for; a power of two."""
     image_width: int = Field(default=192, ge=8)
-    image_layers: int = Field(default=4, ge=1)
+    image_layers: int = Field(default=2, ge=1)
     image_heads: int = Field(default=3, ge=1)
     fusion_layers: int = Field(default=2, ge=1)
     """Last text layers that look at the image in the multimodal encoder."""

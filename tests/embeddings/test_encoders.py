@@ -147,5 +147,5 @@ def test_an_image_encoder_sees_every_patch_and_refuses_a_patch_that_does_not_fit
             changed = base.clone()
             changed[0, 8 * row + 3, 8 * column + 3] = 2.0
             assert not torch.allclose(encoder(changed), reference)
-    with pytest.raises(ValueError, match="does not divide"):
+    with pytest.raises(ValueError, match="power of two that divides"):
         ImageEncoder(IMAGE.model_copy(update={"patch": 5}))
