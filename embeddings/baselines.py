@@ -127,7 +127,7 @@ class TfidfScores:
         *,
         text_columns: Sequence[str] = ("title",),
     ) -> None:
-        vectorizer = TfidfVectorizer(sublinear_tf=True)
+        vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
         self.product_ids = products["product_id"].to_list()
         self._product_PV = csr_array(
             vectorizer.fit_transform(product_texts(products, text_columns))

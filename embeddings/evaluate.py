@@ -201,7 +201,9 @@ def category_probe(store: VectorStore, products: pl.DataFrame) -> float | None:
         else pl.col("product_id").alias("group_id")
     ).filter(pl.col("category").is_not_null() & (pl.len().over("category") >= MIN_CATEGORY_ROWS))
     category_V = table["category"].cast(pl.String).to_numpy()
-    held_V = np.array([_tenth(group) < PROBE_TEST_TENTHS for group in table["group_id"].to_list()])
+    held_V = np.array(
+        [_tenth(group) < PROBE_TEST_TENTHS for group in table["group_id"].to_list()], bool
+    )
     if len(np.unique(category_V[~held_V])) < 2 or not held_V.any():
         return None
     vector_VD = _unit(

@@ -57,9 +57,9 @@ class Stage1Config(BaseModel):
     """Images are decoded to squares of this side."""
     patch_px: int = Field(default=8, ge=2)
     """Side of the square that one image token stands for; a power of two."""
-    image_width: int = Field(default=192, ge=8)
-    image_layers: int = Field(default=2, ge=1)
-    image_heads: int = Field(default=3, ge=1)
+    image_width: int = Field(default=128, ge=8)
+    image_layers: int = Field(default=1, ge=1)
+    image_heads: int = Field(default=4, ge=1)
     fusion_layers: int = Field(default=2, ge=1)
     """Last text layers that look at the image in the multimodal encoder."""
     trainable_text_layers: int = Field(default=2, ge=1)

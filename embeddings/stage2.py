@@ -142,10 +142,10 @@ def train_stage2(
         return finished
     aligned = model.with_alignment(config.query_layers, config.projection_width)
     features = model.product_features(products, images=images)
-    views = [features.parts()]
-    if bool(features.has_image_P.any()) and config.modality_dropout:
-        views.append(model.product_features(products, "text").parts())
-        views.append(model.product_features(products, "image", images=images).parts())
+    views = [features]
+    if bool((features.has_image_P & features.has_text_P).any()) and config.modality_dropout:
+        views.append(model.product_features(products, "text"))
+        views.append(model.product_features(products, "image", images=images))
     tokens = tokenize(aligned.tokenizer, judgements.texts, aligned.architecture.max_query_tokens)
     depth = len(aligned.text.layers) - config.query_layers
     states = CachedStates(aligned, tokens, depth)
@@ -171,8 +171,8 @@ def initialise_projections_(
     projection, query = model.product_projection, model.query_encoder
     assert projection is not None and query is not None
     width, dim = model.architecture.text.width, model.dim
-    row_parts = features.parts()[features.has_text_P]
-    text_PD = row_parts[:, width : 2 * width]
+    projection.fit_(features)
+    text_PD = features.parts()[0][features.has_text_P, width : 2 * width]
     query_QD = torch.cat(
         [pooled_queries(model, states, row_B) for row_B in states.tokens.by_length(512)]
     )
@@ -187,8 +187,9 @@ def initialise_projections_(
     component_ED = torch.zeros(dim, width)
     component_ED[:kept] = basis_DD[:, -kept:].T.float()
     projection.linear.weight.zero_()
-    projection.linear.weight[:, width : 2 * width] = component_ED
-    projection.linear.bias.copy_(-component_ED @ product_mean_D)
+    projection.linear.weight[:, width : 2 * width] = (
+        component_ED * projection.scale_X[width : 2 * width]
+    )
     if projection.down is not None:
         projection.down.weight.zero_()
     query.projection.weight.copy_(component_ED)
@@ -206,7 +207,7 @@ def pooled_queries(model: DashClip, states: CachedStates, row_B: Tensor) -> Tens
 def _fit(
     model: DashClip,
     config: Stage2Config,
-    views: list[Tensor],
+    views: list[ProductFeatures],
     states: CachedStates,
     judgements: Judgements,
     generator: torch.Generator,
@@ -215,6 +216,7 @@ def _fit(
     """Train the projections and the query encoder of ``model`` in place."""
     projection, query = model.product_projection, model.query_encoder
     assert projection is not None and query is not None
+    input_PX = [projection.standardise(view) for view in views]
     temperature = nn.Parameter(torch.tensor(config.temperature, device=model.device))
     optimizer = adamw(
         [
@@ -231,7 +233,7 @@ def _fit(
         query_B = trainable[next(batches).numpy()]
         product_M = judgements.draw(query_B, config.class_ratio)
         label_BM = torch.from_numpy(judgements.labels(query_B, product_M)).to(model.device)
-        part_MX = draw_views(views, product_M, config.modality_dropout, generator)
+        part_MX = draw_views(input_PX, product_M, config.modality_dropout, generator)
         pooled_BD = pooled_queries(model, states, torch.from_numpy(query_B))
         query_BE = query.projection(pooled_BD)
         product_ME = projection(part_MX.to(model.device))
@@ -272,7 +274,7 @@ def draw_views(
     """Features of some products: whole, or now and then by text or by image alone, (M, X).
 
     Args:
-        views: Features of all products, whole; and, where there are images, by text and by image.
+        views: Inputs of all products, whole; and, where there are images, by text and by image.
         product_M: Product rows.
         dropout: Chance of the text view, and of the image view.
         generator: Makes the draw repeatable.

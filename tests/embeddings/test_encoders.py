@@ -61,8 +61,10 @@ def test_tokens_equal_those_of_transformers_and_carry_no_padding():
 def test_padding_changes_nothing(text_encoder, tiny_weights):
     tokens = tokenize(load_tokenizer(tiny_weights), ["red cup", "old round blue box"], 16)
     with torch.no_grad():
-        both = mean_pool(text_encoder(*tokens.padded(torch.tensor([0, 1]))), tokens.padded(
-            torch.tensor([0, 1]))[1])
+        both = mean_pool(
+            text_encoder(*tokens.padded(torch.tensor([0, 1]))),
+            tokens.padded(torch.tensor([0, 1]))[1],
+        )
         ids, attend = tokens.padded(torch.tensor([0]))
         alone = mean_pool(text_encoder(ids, attend), attend)
     torch.testing.assert_close(both[:1], alone)
