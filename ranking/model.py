@@ -13,6 +13,7 @@ arXiv:2008.13535, equations 1 (full) and 2 (low rank).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import cast
 
@@ -39,6 +40,9 @@ class FusedTables(nn.Module):
         self, names: Sequence[str], sizes: Sequence[int], width: int, *, learning_rate: float
     ) -> None:
         super().__init__()
+        # torchrec asks torch about fx tracing at every batch, and torch answers with a warning to
+        # developers that tells a user nothing.
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         self.names = tuple(names)
         # A table may not have a dot in its name ("products.category"), so tables are numbered;
         # what they return is read by the feature's own name.
