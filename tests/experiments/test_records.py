@@ -1,5 +1,6 @@
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -97,4 +98,13 @@ def test_the_environment_says_what_runs_here(tmp_path):
 
 
 def test_code_outside_a_repository_has_no_git_state(tmp_path):
+    assert records._git_state(tmp_path) is None
+
+
+def test_an_installed_copy_inside_another_repository_has_no_git_state(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-m", "theirs")
     assert records._git_state(tmp_path) is None
