@@ -13,6 +13,7 @@ from rich.table import Table
 from tyro.extras import SubcommandApp
 
 from experiments.config import AbConfig, EmbedConfig, RunConfig
+from experiments.marketplace.parameters import WorldParameters
 
 if TYPE_CHECKING:
     from experiments.compare import Comparison
@@ -311,7 +312,11 @@ def reproduce(
 
 @data_app.command(name="make")
 def data_make(
-    out: tyro.conf.Positional[Path], products: int = 3000, requests: int = 60_000, seed: int = 0
+    out: tyro.conf.Positional[Path],
+    products: int = 3000,
+    requests: int = 60_000,
+    seed: int = 0,
+    parameters: WorldParameters = WorldParameters(),  # noqa: B008
 ) -> None:
     """Generate a grocery world: catalogue with images, queries, labels, and a simulated click log.
 
@@ -320,11 +325,14 @@ def data_make(
         products: Size of the catalogue.
         requests: Logged search requests, eight impressions each.
         seed: The same seed gives the same bytes.
+        parameters: How the marketplace behaves; each default has a stated source or reason.
     """
     from experiments.marketplace.world import make_world
 
     with _progress().stage("making the grocery world"):
-        made = make_world(out, products=products, requests=requests, seed=seed)
+        made = make_world(
+            out, products=products, requests=requests, seed=seed, parameters=parameters
+        )
     _say(f"dataset: {made}")
 
 
@@ -461,6 +469,9 @@ def main() -> None:
     except ValueError as error:
         Console(stderr=True).print(f"[bold red]adtower:[/] {error}", highlight=False, markup=True)
         sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our output (a pager, head) left early; that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         Console(stderr=True).print("adtower: interrupted; the same command resumes the run")
         sys.exit(130)

@@ -41,9 +41,11 @@ from experiments.variants import (
     find_variants,
 )
 from experiments.vectors import VectorMaker
+from features.check import check_dataset
 from features.dataset import Dataset, Split
 from features.embedding_join import Vectors, join_vectors
 from features.pipeline import FeaturePipeline
+from features.violation import refuse_errors
 from ranking.intervals import delong_interval
 from ranking.metrics import auc
 from ranking.scorecard import click_metrics, sliced_metrics
@@ -86,6 +88,8 @@ class Run:
             if name not in names
         }
         self.dataset.require("impressions", needed_for="training a click model")
+        # Images are decoded, and refused by row, when the stage that needs them begins.
+        refuse_errors(check_dataset(self.dataset, max_images=0))
         self.split: Split = self.dataset.split()
         identity = config.identity(self.dataset.fingerprint())
         if reopen:
@@ -227,8 +231,9 @@ def oracle_auc(dataset: Dataset, split: Split) -> dict[str, float]:
     """Return the AUC of the true click probabilities on the test rows, where they are known.
 
     Returns:
-        ``oracle.auc`` knows the slot as well; ``oracle_without_position.auc`` does not, like every
-        model here. Empty for a dataset that was not simulated.
+        ``oracle.auc`` knows the slot as well; ``oracle_without_position.auc`` knows all but the
+        slot, like a perfect model that scores before the auction. Empty for a dataset that was
+        not simulated.
     """
     truth = truth_folder(dataset)
     if truth is None:
@@ -237,7 +242,7 @@ def oracle_auc(dataset: Dataset, split: Split) -> dict[str, float]:
     label_N = split.test["clicked"].to_numpy()
     return {
         "oracle.auc": auc(label_N, p_click["p_click"].to_numpy()),
-        "oracle_without_position.auc": auc(label_N, p_click["attraction"].to_numpy()),
+        "oracle_without_position.auc": auc(label_N, p_click["p_click_blind"].to_numpy()),
     }
 
 
