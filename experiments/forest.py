@@ -95,8 +95,8 @@ def variant_forest(
     kinds: list[tuple[str, str, list[Interval | None]]] = [
         (f"AUC minus {baseline}", BLUE, [row.against_baseline for row in rows])
     ]
+    second = [row.against_placebo for row in rows]
     if placebo is not None:
-        second = [row.against_placebo for row in rows]
         kinds.append((f"AUC minus {placebo}, the better placebo", GREEN, second))
     with style():
         figure, axes = panels(
@@ -106,7 +106,7 @@ def variant_forest(
         for ax, (title, color, intervals) in zip(axes[0], kinds, strict=True):
             _start(ax, names, title)
             for i, (row, interval) in enumerate(zip(rows, intervals, strict=True)):
-                if interval is not None:
+                if interval is not None and not (intervals is second and row.name == placebo):
                     _interval(ax, i, interval, MUTED if row.is_placebo else color)
                     _words(ax, i, interval, lambda value: f"{value:+.4f}")
                 elif row.name == placebo:

@@ -59,6 +59,8 @@ EMBEDDING_NAMES = {
     "off_the_shelf": "off the shelf, frozen",
 }
 
+PLACED = ("variants", "ab", "figure_4", "figure_5", "calibration", "training")
+"""Figures that have their place on the page; others follow after them."""
 _PARTS = frozenset(
     {"comparison", "ab", "embeddings", "figure_4", "figure_5", "calibration", "training", "oracle"}
 )
@@ -113,6 +115,7 @@ def render_report(content: ReportContent) -> str:
         "count": lambda value: number(value, "{:,.0f}"),
         "duration": _duration,
         "breakable": _breakable,
+        "sentence": lambda text: text if text.endswith((".", "?", "!")) else f"{text}.",
     }
     page = environment.get_template("report.html.j2").render(
         content=content,
@@ -131,6 +134,8 @@ def render_report(content: ReportContent) -> str:
         costs=_costs(content),
         settings=json.dumps(content.config, indent=2, ensure_ascii=False),
         figures=_figures(content),
+        captions={figure.name: figure.caption for figure in content.figures},
+        extra=[figure for figure in content.figures if figure.name not in PLACED],
         missing_variants={
             name: why for name, why in content.notes.left_out.items() if name not in _PARTS
         },
@@ -254,7 +259,7 @@ def _image(figure: FigureImage) -> markupsafe.Markup:
 
 
 def _drawn(content: ReportContent) -> tuple[FigureImage, ...]:
-    """The figures that the records suffice for."""
+    """The figures that the records suffice for, where the run stored none of that name."""
     images: dict[str, tuple[str, bytes]] = {}
     comparison, ab = content.comparison, content.ab
     if comparison is not None and len(comparison.rows) > 1:
@@ -266,7 +271,7 @@ def _drawn(content: ReportContent) -> tuple[FigureImage, ...]:
             placebo=comparison.placebo,
             confidence=comparison.confidence,
         )
-        images["variant_forest"] = ("Differences in AUC with their intervals", image)
+        images["variants"] = ("Differences in AUC with their intervals", image)
     if ab is not None and ab.lifts:
         control, treatment = arms(content)
         lifts = [
@@ -278,19 +283,19 @@ def _drawn(content: ReportContent) -> tuple[FigureImage, ...]:
             for name, lift in ab.lifts.items()
         ]
         image = ab_forest(lifts, control=control, treatment=treatment, confidence=ab.confidence)
-        images["ab_forest"] = ("Lifts of the A/B test with their intervals", image)
+        images["ab"] = ("Lifts of the A/B test with their intervals", image)
     if content.training.curves:
         images["training"] = ("Training curves", training_curves(content.training.curves))
     return tuple(
         FigureImage(name=name, title=title, caption="", image=image)
         for name, (title, image) in images.items()
+        if content.figure(name) is None
     )
 
 
 def _forest_row(row: VariantResult, placebo: bool) -> ForestRow:
     against_placebo = None
-    # The better placebo stands in its own row with a difference of exactly zero.
-    if row.delta_placebo is not None and (row.delta_placebo_low, row.delta_placebo_high) != (0, 0):
+    if row.delta_placebo is not None:
         assert row.delta_placebo_low is not None and row.delta_placebo_high is not None
         against_placebo = Interval(
             value=row.delta_placebo, low=row.delta_placebo_low, high=row.delta_placebo_high

@@ -188,3 +188,11 @@ def test_the_forest_marks_placebos_and_states_figures():
 def test_the_ab_forest_states_the_true_lift_only_where_it_is_known():
     words = [text for text in texts(draw_ab()) if "+5.0%" in text and "[" in text]
     assert ["true" in text for text in words] == [True, False]
+
+
+def test_the_better_placebo_is_named_instead_of_compared_with_itself():
+    zero = Interval(value=0.0, low=0.0, high=0.0)
+    row = ForestRow(name="shuffled", against_baseline=zero, against_placebo=zero, is_placebo=True)
+    words = texts(variant_forest([row], baseline="production", placebo="shuffled"))
+    assert "is the better placebo" in words
+    assert sum(text.startswith("+0.0000") for text in words) == 1

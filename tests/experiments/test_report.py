@@ -290,3 +290,14 @@ def test_a_history_becomes_a_curve():
 
 def test_the_index_of_figures_lists_each_once(run):
     assert [one["name"] for one in read_json(run / "figures" / "figures.json")] == ["figure_5"]
+
+
+def test_a_stored_forest_takes_the_place_of_the_drawn_one(run):
+    row = LiftRow(name="a stored row", lift=Interval(value=0.1, low=0.0, high=0.2))
+    for name in ("variants", "ab", "training"):
+        image = ab_forest([row], control="a", treatment="b")
+        write_figure(run, name, image, title=f"stored {name}", caption=f"caption of {name}")
+    html = write_report(run).read_text()
+    assert html.count("a stored row") == 3 and html.count("caption of variants") == 1
+    identifiers = re.findall(r' id="([^"]+)"', html)
+    assert len(identifiers) == len(set(identifiers))
