@@ -147,7 +147,7 @@ def _figure_4(line: Run, trained: TrainedByName, result: RunResult) -> None:
     write_figure(
         line.folder.path,
         "figure_4",
-        figure_4(maps, image_format="png"),
+        figure_4(maps),
         title="Figure 4: products of the ten most frequent categories",
         caption="t-SNE of the product vectors; the silhouette is measured in the original space.",
     )
@@ -243,8 +243,6 @@ def _notes(line: Run, result: RunResult) -> Notes:
     if config.variants is not None:
         command += ["--variants", *config.variants]
     limits = []
-    if config.seeds == 1:
-        limits.append("One seed a variant: the intervals do not hold the noise of training.")
     if result.comparison is not None and (leak := result.comparison.leak_warning()):
         limits.append(leak)
     return Notes(
