@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-
 STEM_CHANNELS = 32
 """Channels after the first halving of the image; each further halving doubles them."""
 

@@ -138,7 +138,7 @@ class ProductProjection(nn.Module):
         self.scale_X.copy_(spread_X.sqrt().clamp_min(1e-4))
 
     def standardise(self, features: ProductFeatures) -> Tensor:
-        """What ``forward`` takes: standardised features, zero where a modality is absent, (P, X)."""
+        """What ``forward`` takes: standardised features, zeros where absent, (P, X)."""
         part_PX, present_PX = features.parts()
         return (part_PX - self.centre_X) / self.scale_X * present_PX
 
