@@ -291,12 +291,10 @@ class LightGBMRanker:
         callbacks: list[Any] = [lightgbm.early_stopping(self.config.patience, verbose=False)]
         if progress is not None:
             callbacks.append(_progress_callback(progress))
-        booster = lightgbm.train(
+        # What train returns holds the trees up to the best validation loss alone.
+        self.booster_ = lightgbm.train(
             parameters, data, self.config.rounds, valid_sets=[held_out], callbacks=callbacks
         )
-        # Through text once, so that the fitted model and the loaded one are the same trees.
-        text = booster.model_to_string(num_iteration=booster.best_iteration)
-        self.booster_ = lightgbm.Booster(model_str=text)
         return self
 
     def predict_proba(self, examples: Examples, vectors: Vectors | None) -> NDArray[np.float64]:

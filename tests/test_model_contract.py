@@ -113,9 +113,10 @@ def test_strangers_are_scored(name, fitted, small_log):
 
 
 def test_one_seed_gives_one_model_to_the_bit(name, fitted, small_log):
+    first_N = fitted(name).predict_proba(small_log.test, small_log.vectors)
+    torch.manual_seed(99)
     np.testing.assert_array_equal(
-        fit(name, small_log).predict_proba(small_log.test, small_log.vectors),
-        fitted(name).predict_proba(small_log.test, small_log.vectors),
+        fit(name, small_log).predict_proba(small_log.test, small_log.vectors), first_N
     )
 
 

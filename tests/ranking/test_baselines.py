@@ -103,7 +103,16 @@ def test_trees_treat_ids_as_categories_not_as_numbers(small_log):
 def test_trees_stop_at_the_best_validation_loss(small_log):
     config = LightGBMConfig(rounds=300, patience=5, min_leaf_rows=5, learning_rate=0.3)
     model = LightGBMRanker(config).fit(small_log.train, small_log.validation, None, seed=0)
-    assert 0 < model.booster_.num_trees() < 100
+    trees = model.booster_.num_trees()
+    columns_NC = tree_columns(small_log.validation, None)
+    losses = [
+        log_loss_nats(
+            small_log.validation.label_N, model.booster_.predict(columns_NC, num_iteration=number)
+        )
+        for number in range(1, trees + 1)
+    ]
+    assert 1 < trees < 100
+    assert losses[-1] == min(losses)
 
 
 def test_settings_that_cannot_work_are_refused():
