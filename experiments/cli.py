@@ -5,24 +5,30 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tyro.extras import SubcommandApp
 
+from experiments.cli_data import data_app
 from experiments.config import AbConfig, EmbedConfig, RunConfig
-from experiments.marketplace.parameters import WorldParameters
-
-if TYPE_CHECKING:
-    from experiments.compare import Comparison
+from experiments.terminal import (
+    JsonFile,
+    nested,
+    new_progress,
+    print_comparison,
+    print_evaluation,
+    print_measures,
+    print_run,
+    say,
+    write_figures,
+)
 
 app = SubcommandApp()
-data_app = SubcommandApp()
-import_app = SubcommandApp()
 
-JsonFile = Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")]
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 EmbedSettings = Annotated[EmbedConfig, tyro.conf.arg(name="")]
 
@@ -54,10 +60,10 @@ def demo(
         requests=requests,
         seed=seed,
         overwrite=overwrite,
-        progress=_progress(),
+        progress=new_progress(),
     )
-    _print_run(result)
-    _write_json(json, result.metrics)
+    print_run(result)
+    write_figures(json, result.metrics)
 
 
 @app.command(name="run")
@@ -73,9 +79,9 @@ def run(config: Settings, json: JsonFile = None) -> None:
     """
     from experiments import commands
 
-    result = commands.run(config, _progress())
-    _print_run(result)
-    _write_json(json, result.metrics)
+    result = commands.run(config, new_progress())
+    print_run(result)
+    write_figures(json, result.metrics)
 
 
 @app.command(name="embed")
@@ -88,10 +94,10 @@ def embed(config: EmbedSettings, json: JsonFile = None) -> None:
     """
     from experiments import commands
 
-    evaluation = commands.embed(config, _progress())
-    _print_evaluation(evaluation)
-    _say(f"vectors: {config.out / 'embeddings'}")
-    _write_json(json, commands.flat_evaluation(evaluation))
+    evaluation = commands.embed(config, new_progress())
+    print_evaluation(evaluation)
+    say(f"vectors: {config.out / 'embeddings'}")
+    write_figures(json, commands.flat_evaluation(evaluation))
 
 
 @app.command(name="train")
@@ -104,14 +110,14 @@ def train(config: Settings, json: JsonFile = None) -> None:
     """
     from experiments import commands
 
-    result = commands.train(config, _progress())
-    _print_measures(
+    result = commands.train(config, new_progress())
+    print_measures(
         "validation rows",
-        _nested(result.metrics),
+        nested(result.metrics),
         ("validation_auc", "validation_log_loss", "validation_normalized_entropy", "fit_seconds"),
     )
-    _say(f"models: {result.folder / 'variants'}")
-    _write_json(json, result.metrics)
+    say(f"models: {result.folder / 'variants'}")
+    write_figures(json, result.metrics)
 
 
 @app.command(name="evaluate")
@@ -124,8 +130,8 @@ def evaluate(run_folder: tyro.conf.Positional[Path], json: JsonFile = None) -> N
     """
     from experiments import commands
 
-    results = commands.evaluate(run_folder, _progress())
-    _print_measures(
+    results = commands.evaluate(run_folder, new_progress())
+    print_measures(
         "test rows",
         results,
         (
@@ -140,7 +146,7 @@ def evaluate(run_folder: tyro.conf.Positional[Path], json: JsonFile = None) -> N
             "slice.tail_queries.auc",
         ),
     )
-    _write_json(json, {f"{n}.{k}": v for n, values in results.items() for k, v in values.items()})
+    write_figures(json, {f"{n}.{k}": v for n, values in results.items() for k, v in values.items()})
 
 
 @app.command(name="compare")
@@ -156,10 +162,10 @@ def compare(config: Settings, json: JsonFile = None) -> None:
     """
     from experiments import commands
 
-    comparison = commands.compare(config, _progress())
-    _print_comparison(comparison)
-    _say(f"report: {config.out / 'report.html'}")
-    _write_json(json, comparison.to_metrics())
+    comparison = commands.compare(config, new_progress())
+    print_comparison(comparison)
+    say(f"report: {config.out / 'report.html'}")
+    write_figures(json, comparison.to_metrics())
 
 
 @app.command(name="simulate")
@@ -177,10 +183,10 @@ def simulate(
     """
     from experiments import commands
 
-    result = commands.simulate(run_folder, ab, _progress())
+    result = commands.simulate(run_folder, ab, new_progress())
     Console().print(result.table())
-    _say(result.verdict())
-    _write_json(json, result.to_metrics())
+    say(result.verdict())
+    write_figures(json, result.to_metrics())
 
 
 @app.command(name="export")
@@ -201,7 +207,7 @@ def export(
     """
     from experiments import commands
 
-    _say(f"bundle: {commands.export(run_folder, out, variant=variant, progress=_progress())}")
+    say(f"bundle: {commands.export(run_folder, out, variant=variant, progress=new_progress())}")
 
 
 @app.command(name="score")
@@ -225,8 +231,8 @@ def score(
     out = out or table.with_suffix(".scored.parquet")
     scored.write_parquet(out)
     mean = float(scored["p_click"].to_numpy().mean())
-    _say(f"{scored.height} rows scored, mean pCTR {mean:.4f}: {out}")
-    _write_json(json, {"rows": float(scored.height), "mean_p_click": mean})
+    say(f"{scored.height} rows scored, mean pCTR {mean:.4f}: {out}")
+    write_figures(json, {"rows": float(scored.height), "mean_p_click": mean})
 
 
 @app.command(name="report")
@@ -238,7 +244,7 @@ def report(run_folder: tyro.conf.Positional[Path]) -> None:
     """
     from experiments.report import write_report
 
-    _say(f"report: {write_report(run_folder)}")
+    say(f"report: {write_report(run_folder)}")
 
 
 @app.command(name="bench")
@@ -253,12 +259,12 @@ def bench(rows: int = 200_000, json: JsonFile = None) -> None:
     """
     from experiments.bench import run_bench
 
-    metrics = run_bench(rows=rows, progress=_progress())
+    metrics = run_bench(rows=rows, progress=new_progress())
     table = Table("benchmark", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:,.3g}")
     Console().print(table)
-    _write_json(json, metrics)
+    write_figures(json, metrics)
 
 
 @app.command(name="doctor")
@@ -275,9 +281,9 @@ def doctor(json: JsonFile = None) -> None:
     table = Table("what", "found", "", "what to do")
     for finding in findings:
         advice = "" if finding.state == "ok" else finding.advice
-        table.add_row(finding.what, finding.found, marks[finding.state], advice)
+        table.add_row(Text(finding.what), Text(finding.found), marks[finding.state], Text(advice))
     Console().print(table)
-    _write_json(json, {f.what: float(f.state != "problem") for f in findings})
+    write_figures(json, {f.what: float(f.state != "problem") for f in findings})
     if any(f.state == "problem" for f in findings):
         raise SystemExit(1)
 
@@ -305,157 +311,12 @@ def reproduce(
     from experiments.reproduce import reproduce as repeat
 
     out = out or Path("runs") / f"reproduce-{name}"
-    result = repeat(name, source, out, seed=seed, overwrite=overwrite, progress=_progress())
-    _print_run(result)
-    _write_json(json, result.metrics)
+    result = repeat(name, source, out, seed=seed, overwrite=overwrite, progress=new_progress())
+    print_run(result)
+    write_figures(json, result.metrics)
 
 
-@data_app.command(name="make")
-def data_make(
-    out: tyro.conf.Positional[Path],
-    products: int = 3000,
-    requests: int = 60_000,
-    seed: int = 0,
-    parameters: WorldParameters = WorldParameters(),  # noqa: B008
-) -> None:
-    """Generate a grocery world: catalogue with images, queries, labels, and a simulated click log.
-
-    Args:
-        out: Folder of the new dataset; the truth behind its clicks goes to OUT/truth.
-        products: Size of the catalogue.
-        requests: Logged search requests, eight impressions each.
-        seed: The same seed gives the same bytes.
-        parameters: How the marketplace behaves; each default has a stated source or reason.
-    """
-    from experiments.marketplace.world import make_world
-
-    with _progress().stage("making the grocery world"):
-        made = make_world(
-            out, products=products, requests=requests, seed=seed, parameters=parameters
-        )
-    _say(f"dataset: {made}")
-
-
-@data_app.command(name="check")
-def data_check(folder: tyro.conf.Positional[str], json: JsonFile = None) -> None:
-    """Look for everything that would spoil training: types, ids, labels, images, leaks.
-
-    Ends with status 1 if anything is wrong.
-
-    Args:
-        folder: A dataset: a folder (or fsspec URI) with a dataset.toml.
-        json: Also write the number of violations there.
-    """
-    from features.check import check_dataset
-    from features.dataset import Dataset
-
-    violations = check_dataset(Dataset.open(folder))
-    table = Table("table", "column", "row", "what is wrong", "what to do")
-    for found in violations:
-        row = "" if found.row is None else str(found.row)
-        table.add_row(found.table, found.column or "", row, found.problem, found.advice)
-    if violations:
-        Console().print(table)
-        _say(f"{len(violations)} violations")
-    else:
-        _say("no violations")
-    _write_json(json, {"violations": float(len(violations))})
-    if violations:
-        raise SystemExit(1)
-
-
-@data_app.command(name="describe")
-def data_describe(folder: tyro.conf.Positional[str], json: JsonFile = None) -> None:
-    """Print the size, time range, click rate and coverage of a dataset.
-
-    Args:
-        folder: A dataset: a folder (or fsspec URI) with a dataset.toml.
-        json: Also write the figures there, flat.
-    """
-    from features.dataset import Dataset
-    from features.describe import describe_dataset
-
-    facts = describe_dataset(Dataset.open(folder))
-    table = Table("figure", "value")
-    for name, value in facts.items():
-        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
-    _write_json(json, {k: float(v) for k, v in facts.items() if isinstance(v, int | float)})
-
-
-@data_app.command(name="simulate")
-def data_simulate(
-    folder: tyro.conf.Positional[Path], requests: int = 60_000, seed: int = 0
-) -> None:
-    """Add a simulated click log to a catalogue that has labels but no log.
-
-    Writes impressions, events and truth into the folder and says so in its dataset.toml.
-
-    Args:
-        folder: A dataset with products, queries and relevance.
-        requests: Search requests to simulate, eight impressions each.
-        seed: The same seed gives the same log.
-    """
-    from experiments.marketplace.world import simulate_log
-
-    with _progress().stage("simulating shoppers"):
-        simulate_log(folder, requests=requests, seed=seed)
-    _say(f"dataset: {folder}")
-
-
-@import_app.command(name="homedepot")
-def import_homedepot(source: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
-    """Import Home Depot product search relevance: real queries, titles and human labels.
-
-    Args:
-        source: Folder with train.csv of the competition (product_descriptions.csv is optional).
-        out: Folder of the new dataset.
-    """
-    from experiments import importers
-
-    _say(f"dataset: {importers.import_homedepot(source, out)}")
-
-
-@import_app.command(name="fashion")
-def import_fashion(source: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
-    """Import a fashion catalogue: titles, attributes and images, no queries and no clicks.
-
-    Args:
-        source: Folder with styles.csv and images/ID.jpg, or with the two as parquet tables.
-        out: Folder of the new dataset.
-    """
-    from experiments import importers
-
-    _say(f"dataset: {importers.import_fashion(source, out)}")
-
-
-@import_app.command(name="clicks")
-def import_clicks(
-    source: tyro.conf.Positional[Path],
-    out: tyro.conf.Positional[Path],
-    columns: dict[str, str] | None = None,
-    position_is_feature: bool = True,
-) -> None:
-    """Import a click log of ids alone; without other columns given, in the layout of clara2.
-
-    Args:
-        source: Parquet with one row an impression.
-        out: Folder of the new dataset.
-        columns: Pairs of our name and yours: --columns user_id session request_id serp ...
-        position_is_feature: Let models read the position: right where the ranking to be judged
-            is given, wrong where it is to be chosen.
-    """
-    from experiments import importers
-
-    chosen = columns or importers.CLARA2_COLUMNS
-    made = importers.import_clicks(
-        source, out, columns=chosen, position_is_feature=position_is_feature
-    )
-    _say(f"dataset: {made}")
-
-
-data_app.command(import_app, name="import")
-app.command(data_app, name="data")
+app.command(data_app, name="data", help="Make, check, describe, import or simulate a dataset.")
 
 
 def main() -> None:
@@ -466,80 +327,17 @@ def main() -> None:
             prog="adtower",
             description="What are product and query embeddings worth to a pCTR model?",
         )
-    except ValueError as error:
-        Console(stderr=True).print(f"[bold red]adtower:[/] {error}", highlight=False, markup=True)
-        sys.exit(2)
     except BrokenPipeError:
         # The reader of our output (a pager, head) left early; that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        # A Text takes the message as it is; as markup, "[tables]" would be read as a style.
+        message = Text.assemble(("adtower:", "bold red"), " ", str(error))
+        Console(stderr=True).print(message, soft_wrap=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("adtower: interrupted; the same command resumes the run")
         sys.exit(130)
-
-
-def _progress():
-    from experiments.progress import Terminal
-
-    return Terminal()
-
-
-def _say(text: str) -> None:
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _write_json(path: Path | None, metrics: dict[str, float]) -> None:
-    if path is not None:
-        from experiments.records import write_metrics
-
-        write_metrics(path, metrics)
-
-
-def _print_run(result) -> None:
-    if result.embedding_evaluation:
-        _print_evaluation(result.embedding_evaluation)
-    if result.comparison is not None:
-        _print_comparison(result.comparison)
-    for name in ("oracle", "oracle_without_position"):
-        if f"{name}.auc" in result.metrics:
-            _say(f"{name.replace('_', ' ')} AUC: {result.metrics[f'{name}.auc']:.4f}")
-    if result.ab is not None:
-        Console().print(result.ab.table())
-        _say(result.ab.verdict())
-    for what, why in result.left_out.items():
-        _say(f"left out: {what}: {why}")
-    _say(f"report: {result.folder / 'report.html'}")
-
-
-def _print_comparison(comparison: Comparison) -> None:
-    Console().print(comparison.table())
-    _say(comparison.verdict())
-
-
-def _print_evaluation(evaluation: dict[str, dict[str, float]]) -> None:
-    _print_measures(
-        "vectors, on held-out queries",
-        evaluation,
-        ("recall_at_10", "ndcg_at_10", "mrr", "auc_2v0", "auc_2v1", "auc_1v0", "category_f1"),
-    )
-
-
-def _print_measures(
-    title: str, results: dict[str, dict[str, float]], names: tuple[str, ...]
-) -> None:
-    present = [n for n in names if any(n in measures for measures in results.values())]
-    table = Table("", *(n.replace("_", " ") for n in present), title=title)
-    for name, measures in results.items():
-        cells = (f"{measures[n]:.4f}" if n in measures else "" for n in present)
-        table.add_row(name, *cells)
-    Console().print(table)
-
-
-def _nested(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
-    results: dict[str, dict[str, float]] = {}
-    for key, value in metrics.items():
-        name, _, measure = key.partition(".")
-        results.setdefault(name, {})[measure] = value
-    return results
 
 
 if __name__ == "__main__":

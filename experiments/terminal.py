@@ -1,0 +1,96 @@
+"""What the command line's verbs print with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from experiments.compare import Comparison
+    from experiments.pipeline import RunResult
+    from experiments.progress import Terminal
+
+JsonFile = Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")]
+"""The option ``--json FILE`` of every verb that prints figures."""
+
+
+def new_progress() -> Terminal:
+    """Return who is told of a verb's stages: a bar on standard error."""
+    from experiments.progress import Terminal
+
+    return Terminal()
+
+
+def say(text: str) -> None:
+    """Print a line as it is, square brackets included, to standard output."""
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def write_figures(path: Path | None, metrics: dict[str, float]) -> None:
+    """Write flat figures where ``--json`` asked for them.
+
+    Raises:
+        ValueError: If a figure is NaN or infinite.
+    """
+    if path is not None:
+        from experiments.records import write_metrics
+
+        write_metrics(path, metrics)
+
+
+def print_run(result: RunResult) -> None:
+    """Print the tables and the verdict of a run, and what was left out of it."""
+    if result.embedding_evaluation:
+        print_evaluation(result.embedding_evaluation)
+    if result.comparison is not None:
+        print_comparison(result.comparison)
+    for name in ("oracle", "oracle_without_position"):
+        if f"{name}.auc" in result.metrics:
+            say(f"{name.replace('_', ' ')} AUC: {result.metrics[f'{name}.auc']:.4f}")
+    if result.ab is not None:
+        Console().print(result.ab.table())
+        say(result.ab.verdict())
+    for what, why in result.left_out.items():
+        say(f"left out: {what}: {why}")
+    say(f"report: {result.folder / 'report.html'}")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the variants with their intervals, and the verdict."""
+    Console().print(comparison.table())
+    say(comparison.verdict())
+
+
+def print_evaluation(evaluation: dict[str, dict[str, float]]) -> None:
+    """Print the measures of each kind of vectors."""
+    print_measures(
+        "vectors, on held-out queries",
+        evaluation,
+        ("recall@10", "ndcg@10", "mrr", "auc_2v0", "auc_2v1", "auc_1v0", "category_f1"),
+    )
+
+
+def print_measures(
+    title: str, results: dict[str, dict[str, float]], names: tuple[str, ...]
+) -> None:
+    """Print one row a thing and one column a measure, those of ``names`` that anything has."""
+    present = [n for n in names if any(n in measures for measures in results.values())]
+    table = Table("", *(n.replace("_", " ") for n in present), title=title)
+    for name, measures in results.items():
+        cells = (f"{measures[n]:.4f}" if n in measures else "" for n in present)
+        table.add_row(Text(name), *cells)
+    Console().print(table)
+
+
+def nested(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Return ``{"NAME.measure": value}`` as ``{"NAME": {"measure": value}}``."""
+    results: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        name, _, measure = key.partition(".")
+        results.setdefault(name, {})[measure] = value
+    return results
