@@ -29,7 +29,9 @@ from experiments.records import read_json, write_json, write_metrics
 from experiments.run_folder import RunFolder
 from experiments.variants import find_variants
 from experiments.vectors import VectorMaker
+from features.check import check_dataset
 from features.dataset import Dataset
+from features.violation import refuse_errors
 from ranking.scorecard import click_metrics
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
     dataset = Dataset.open(config.data)
     dataset.require("products", "queries", needed_for="embedding a catalogue")
     find_variants([s for s in config.sources if s not in ("random", "shuffled")], dataset)
+    refuse_errors(check_dataset(_catalogue(dataset)))
     folder = RunFolder.begin_(
         config.out, config.identity(dataset.fingerprint()), overwrite=config.overwrite
     )
@@ -177,8 +180,8 @@ def simulate(
         ValueError: If a variant was not trained, or the data does not know its truth.
     """
     line, ab = Run.reopen(run_folder, progress), ab or AbConfig()
-    arms = [_trained(line, name) for name in (ab.control, ab.treatment)]
-    return ab_between(line, *arms, ab)
+    control, treatment = _trained(line, ab.control), _trained(line, ab.treatment)
+    return ab_between(line, control, treatment, ab)
 
 
 def export(
@@ -255,6 +258,13 @@ def flat_evaluation(evaluation: dict[str, dict[str, float]]) -> dict[str, float]
         for key, value in measures.items()
         if np.isfinite(value)
     }
+
+
+def _catalogue(dataset: Dataset) -> Dataset:
+    """The dataset without its log, which embedding does not read."""
+    tables = dataset.spec.tables.model_copy(update={"impressions": None, "events": None})
+    spec = dataset.spec.model_copy(update={"tables": tables})
+    return Dataset(spec, folder=dataset.folder, frames={})
 
 
 def _trained(line: Run, name: str) -> Trained:

@@ -88,8 +88,11 @@ class Run:
             if name not in names
         }
         self.dataset.require("impressions", needed_for="training a click model")
-        # Images are decoded, and refused by row, when the stage that needs them begins.
-        refuse_errors(check_dataset(self.dataset, max_images=0))
+        # Before the folder is begun, so that what is refused leaves nothing behind. Whoever only
+        # reads a run, or trains no encoder, need not wait for every image to be decoded.
+        trains = any(v.vectors not in (None, "off_the_shelf") for v in self.variants)
+        decode_all = trains and not reopen
+        refuse_errors(check_dataset(self.dataset, max_images=None if decode_all else 0))
         self.split: Split = self.dataset.split()
         identity = config.identity(self.dataset.fingerprint())
         if reopen:
