@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from experiments.records import Environment, collect_environment
+
 State = Literal["ok", "note", "problem"]
 
-PINNED = (
+NEEDED = (
     "torch",
     "torchrec",
-    "fbgemm_gpu-cpu",
     "transformers",
     "lightgbm",
+    "onnx",
     "onnxruntime",
     "mlflow",
     "polars",
     "numpy",
     "scikit-learn",
 )
+FBGEMM = ("fbgemm-gpu-cpu", "fbgemm-gpu")
+"""The two builds of one library; either will do."""
 EXTRAS = {"ray": "ray", "llm": "openai"}
 
 
@@ -44,51 +46,53 @@ def examine() -> list[Finding]:
     Returns:
         The findings, problems included; nothing is changed and nothing is fetched.
     """
-    return [*_versions(), *_hardware(), *_accelerator(), *_weights(), *_extras()]
+    machine = collect_environment()
+    return [
+        *_versions(machine),
+        *_hardware(machine),
+        _accelerator(machine),
+        _weights(),
+        *_extras(),
+    ]
 
 
-def _versions() -> list[Finding]:
-    python = platform.python_version()
+def _versions(machine: Environment) -> list[Finding]:
+    supported = machine.python.startswith("3.11.")
     findings = [
-        Finding(what="python", found=python, state="ok")
-        if python.startswith("3.11.")
-        else Finding(
+        Finding(
             what="python",
-            found=python,
-            state="note",
+            found=machine.python,
+            state="ok" if supported else "note",
             advice="the locked requirements are for Python 3.11; others are untested",
         )
     ]
-    for name in PINNED:
-        version = _installed(name)
-        if version is None and name == "fbgemm_gpu-cpu":
-            name, version = "fbgemm_gpu", _installed("fbgemm_gpu")
+    fbgemm = next((name for name in FBGEMM if name in machine.versions), FBGEMM[0])
+    for name in (*NEEDED, fbgemm):
+        version = machine.versions.get(name)
         findings.append(
-            Finding(what=name, found=version, state="ok")
-            if version
-            else Finding(what=name, found="missing", state="problem", advice="run: make setup")
+            Finding(
+                what=name,
+                found=version or "missing",
+                state="ok" if version else "problem",
+                advice="run: make setup",
+            )
         )
     return findings
 
 
-def _hardware() -> list[Finding]:
-    import torch
-
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+def _hardware(machine: Environment) -> list[Finding]:
+    gib = machine.memory_bytes / 2**30
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = torch.get_num_threads()
-    bf16 = _cpu_has("avx512_bf16", "amx_bf16")
     return [
         Finding(
             what="threads",
-            found=f"{threads} of {cores} cores",
-            state="ok" if threads <= (cores or 1) else "problem",
+            found=f"{machine.threads} of {machine.cores} cores",
+            state="ok" if machine.threads <= machine.cores else "problem",
             advice="more threads than cores spin against each other: set OMP_NUM_THREADS",
         ),
         Finding(
             what="memory",
-            found=f"{gib:.0f} GiB",
+            found=f"{gib:.0f} GiB" if gib else "unknown",
             state="ok" if gib >= 6 else "note",
             advice="the demo peaks below 6 GB; take fewer --products and --requests",
         ),
@@ -100,72 +104,57 @@ def _hardware() -> list[Finding]:
         ),
         Finding(
             what="bf16 on the processor",
-            found="yes (avx512_bf16 or AMX)" if bf16 else "no",
-            state="ok" if bf16 else "note",
+            found="yes (avx512_bf16 or AMX)" if machine.bf16 else "no",
+            state="ok" if machine.bf16 else "note",
             advice="training stays in float32, which is slower and otherwise the same",
         ),
     ]
 
 
-def _accelerator() -> list[Finding]:
+def _accelerator(machine: Environment) -> Finding:
     import torch
 
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name(0)
-        return [Finding(what="CUDA", found=f"{torch.version.cuda}, {name}", state="ok")]
-    if torch.version.cuda:
-        return [
-            Finding(
-                what="CUDA",
-                found=f"torch is built for {torch.version.cuda}, no device is seen",
-                state="problem",
-                advice="check nvidia-smi and CUDA_VISIBLE_DEVICES, or install CPU wheels of torch",
-            )
-        ]
-    return [
-        Finding(
+    built = torch.version.cuda
+    if machine.cuda:
+        return Finding(what="CUDA", found=f"{built}, {machine.cuda}", state="ok")
+    if built:
+        return Finding(
             what="CUDA",
-            found="torch is a CPU build",
-            state="note",
-            advice="for a GPU: make setup ACCELERATOR=cuda in a fresh .venv",
+            found=f"torch is built for {built}, no device is seen",
+            state="problem",
+            advice="check nvidia-smi and CUDA_VISIBLE_DEVICES, or install CPU wheels of torch",
         )
-    ]
+    return Finding(
+        what="CUDA",
+        found="torch is a CPU build",
+        state="note",
+        advice="for a GPU: make setup ACCELERATOR=cuda in a fresh .venv",
+    )
 
 
-def _weights() -> list[Finding]:
+def _weights() -> Finding:
     from embeddings.weights import find_text_weights
 
     try:
-        weights = find_text_weights("minilm")
+        weights = find_text_weights("minilm", require_pretrained=True)
     except ValueError as error:
-        return [Finding(what="text weights", found="missing", state="problem", advice=str(error))]
-    return [
-        Finding(what="text weights", found=f"{weights.source}, {weights.sha256[:12]}", state="ok")
-    ]
+        return Finding(what="text weights", found="missing", state="problem", advice=str(error))
+    return Finding(what="text weights", found=weights.source, state="ok")
 
 
 def _extras() -> list[Finding]:
-    return [
-        Finding(
-            what=f"extra {extra}",
-            found=_installed(package) or "not installed",
-            state="ok" if _installed(package) else "note",
-            advice=f"only if you need it: pip install {package}",
+    findings = []
+    for extra, package in EXTRAS.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found = None
+        findings.append(
+            Finding(
+                what=f"extra {extra}",
+                found=found or "not installed",
+                state="ok" if found else "note",
+                advice=f"only if you need it: pip install {package}",
+            )
         )
-        for extra, package in EXTRAS.items()
-    ]
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_has(*flags: str) -> bool:
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return False
-    words = set(info.read_text(encoding="utf-8", errors="replace").split())
-    return any(flag in words for flag in flags)
+    return findings

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 Report = Callable[[int, int, str], None]
 """Called with steps done, steps at most, and a line on how it goes."""
@@ -98,24 +99,27 @@ class Terminal:
             yield lambda done, total, text: None
             return
         with RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self._console,
             transient=True,
         ) as self._bar:
-            task = self._bar.add_task(name, total=None, text="")
-            bar = self._bar
-            yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
-        self._bar = None
+            bar, task = self._bar, self._bar.add_task(name, total=None, text="")
+            try:
+                yield lambda done, total, text: bar.update(
+                    task, completed=done, total=total, text=text
+                )
+            finally:
+                self._bar = None
 
     def _line(self, name: str, seconds: float, text: str) -> None:
         total = time.monotonic() - self._began
-        self._console.print(
-            f"[dim]{total:7.1f} s[/dim]  {name} [dim]({seconds:.1f} s)  {text}[/dim]",
-            highlight=False,
+        line = Text.assemble(
+            (f"{total:7.1f} s", "dim"), f"  {name} ", (f"({seconds:.1f} s)  {text}".rstrip(), "dim")
         )
+        self._console.print(line, soft_wrap=True)
