@@ -17,6 +17,9 @@ from experiments.records import read_json, write_json, write_metrics
 HOMEDEPOT_REQUESTS = 40_000
 """Simulated requests over the real catalogue: about four a query."""
 
+RECIPE = "made_with.json"
+"""Beside the dataset that a claim made: the settings it was made with."""
+
 
 def reproduce(
     name: str,
@@ -42,24 +45,14 @@ def reproduce(
         the trained vectors' cosine on the human labels of held-out queries.
 
     Raises:
-        ValueError: If the name is unknown or the data is not there.
+        ValueError: If the name is unknown, the data is not there, or ``OUT-data`` is something
+            else.
     """
     if name != "homedepot":
         raise ValueError(f"nothing is called {name!r}; there is: homedepot")
     progress = progress or Silent()
     data = Path(out).with_name(f"{Path(out).name}-data")
-    made_with = {"seed": seed, "requests": HOMEDEPOT_REQUESTS}
-    if data.exists() and overwrite and (data / "dataset.toml").is_file():
-        shutil.rmtree(data)
-    recipe = data / "made_with.json"
-    if not recipe.is_file() or read_json(recipe) != made_with:
-        with progress.stage("importing Home Depot"):
-            csv = data.with_name(f"{data.name}-csv")
-            import_homedepot(homedepot_csv(Path(source), csv), data)
-            shutil.rmtree(csv, ignore_errors=True)
-        with progress.stage("simulating shoppers on it"):
-            simulate_log(data, requests=HOMEDEPOT_REQUESTS, seed=seed)
-        write_json(recipe, made_with)
+    _make_homedepot(Path(source), data, seed=seed, overwrite=overwrite, progress=progress)
     config = RunConfig(
         data=data, out=out, seed=seed, overwrite=overwrite, ab=AbConfig(requests=20_000)
     )
@@ -71,6 +64,34 @@ def reproduce(
                 result.metrics[f"{place}.{pair}"] = measures[pair]
     write_metrics(Path(out) / "metrics.json", result.metrics)
     return result
+
+
+def _make_homedepot(
+    source: Path, data: Path, *, seed: int, overwrite: bool, progress: Progress
+) -> None:
+    """Import the labels and simulate shoppers on them, unless that was done already."""
+    recipe = data / RECIPE
+    made_with = {"seed": seed, "requests": HOMEDEPOT_REQUESTS}
+    if recipe.is_file() and read_json(recipe) == made_with and not overwrite:
+        return
+    if data.exists() and not (overwrite and recipe.is_file()):
+        raise ValueError(
+            f"{data} exists and is not the Home Depot dataset of these settings; nothing was "
+            "written. Choose another --out, or pass --overwrite to make it anew"
+        )
+    # Made under another name, so that what bears the right one is always whole.
+    draft = data.with_name(f".{data.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        with progress.stage("importing Home Depot"):
+            made = import_homedepot(homedepot_csv(source, draft / "csv"), draft / "dataset")
+        with progress.stage("simulating shoppers on it"):
+            simulate_log(made, requests=HOMEDEPOT_REQUESTS, seed=seed)
+        write_json(made / RECIPE, made_with)
+        shutil.rmtree(data, ignore_errors=True)
+        made.rename(data)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def homedepot_csv(source: Path, scratch: Path) -> Path:
