@@ -65,10 +65,10 @@ class Stage1Config(BaseModel):
     trainable_text_layers: int = Field(default=2, ge=1)
     """Last text layers that train; the rest are frozen and run once."""
     embedding_dim: int = Field(default=128, ge=2)
-    steps: int = Field(default=450, ge=1)
+    steps: int = Field(default=300, ge=1)
     batch: int = Field(default=64, ge=2)
     """Products per step, all of them each other's negatives but for their own group."""
-    itm_rows: int = Field(default=32, ge=1)
+    itm_rows: int = Field(default=16, ge=1)
     """Products of each batch that enter ITM, each as one matched and two mismatched pairs."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak, for parts that start random."""

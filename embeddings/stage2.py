@@ -48,7 +48,7 @@ class Stage2Config(BaseModel):
     """Hidden units of the product projection; 0 is a linear one."""
     class_ratio: tuple[int, int, int] = (2, 1, 1)
     """Products of label 2, 1 and 0 drawn for each query of a batch."""
-    steps: int = Field(default=400, ge=1)
+    steps: int = Field(default=300, ge=1)
     batch: int = Field(default=128, ge=2)
     """Queries per step."""
     learning_rate: float = Field(default=1e-3, gt=0)
