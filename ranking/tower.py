@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from ranking.model import (
     VectorFeatures,
     vector_widths,
 )
-from ranking.train import Check, TrainConfig, predict_network, train_network
+from ranking.train import Check, TrainConfig, predict_network, train_network, use_bf16
 
 # Enough rows for a mean and a deviation to three digits, few enough to cost nothing.
 _STATISTICS_ROWS = 65_536
@@ -76,6 +76,9 @@ class TowerRanker:
     network_: ClickNetwork
     signature_: InputSignature
     checks_: list[Check]
+    """One record a validation check of the training, in order."""
+    precision_: Literal["bfloat16", "float32"]
+    """What the hidden layers computed in while training; scores are always float32."""
 
     def __init__(self, config: TowerConfig | None = None) -> None:
         self.config = config or TowerConfig()
@@ -122,6 +125,7 @@ class TowerRanker:
                 progress=progress,
             )
         self.network_, self.signature_, self.checks_ = network.eval(), signature, checks
+        self.precision_ = "bfloat16" if use_bf16(self.config.bf16) else "float32"
         return self
 
     def predict_proba(self, examples: Examples, vectors: Vectors | None) -> NDArray[np.float64]:
@@ -143,6 +147,7 @@ class TowerRanker:
             "config": self.config.model_dump(mode="json"),
             "signature": self.signature_.to_json(),
             "checks": [asdict(check) for check in self.checks_],
+            "precision": self.precision_,
         }
         state = {k: v.detach().contiguous() for k, v in self.network_.state_dict().items()}
         with published_folder(Path(folder)) as temporary:
@@ -161,6 +166,7 @@ class TowerRanker:
         model = cls(TowerConfig(**fields["config"]))
         model.signature_ = InputSignature.from_json(fields["signature"])
         model.checks_ = [Check(**check) for check in fields["checks"]]
+        model.precision_ = fields["precision"]
         # The weights drawn here are overwritten at once; the caller's generator is left alone.
         with torch.random.fork_rng(devices=[]):
             network, _ = build_network(model.config, model.signature_)

@@ -41,7 +41,7 @@ class TrainConfig(BaseModel):
     """How often an epoch the validation rows are scored."""
     lr: float = Field(default=2e-3, gt=0)
     """First learning rate of the dense layers (AdamW)."""
-    sparse_lr: float = Field(default=0.1, gt=0)
+    sparse_lr: float = Field(default=0.05, gt=0)
     """First learning rate of the id tables (row-wise Adagrad)."""
     weight_decay: float = Field(default=1e-2, ge=0)
     """AdamW's decay of the weight matrices, towers and head alike."""
