@@ -152,12 +152,8 @@ def test_no_placeholder_was_left():
 
 
 def test_the_finders_find():
-    assert unknown_commands(
-        "adtower fly --json x\nadtower data chek DIR\nadtower data check D"
-    ) == [
-        "adtower fly",
-        "adtower data chek",
-    ]
+    typed = "adtower fly --json x\nadtower data chek DIR\nadtower data check DIR"
+    assert unknown_commands(typed) == ["adtower fly", "adtower data chek"]
     assert unknown_targets("make demo; make coffee") == ["coffee"]
     text = (
         "## Layout\n\nwords\n\n```\nfeatures/   tables in\n  schema.py   what a feature is,\n"

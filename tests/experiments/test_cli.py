@@ -216,6 +216,12 @@ def test_square_brackets_of_a_message_are_printed(adtower, broken, tmp_path):
     assert "name it under [tables] in dataset.toml" in err
 
 
+def test_square_brackets_of_the_data_are_printed(adtower, broken):
+    data = broken("impressions", _at_row(5, product_id="[red]nobody[/]"))
+    status, out, _ = adtower("data", "check", data)
+    assert (status, "'[red]nobody[/]'" in out) == (1, True)
+
+
 def test_a_finished_run_is_refused_and_left_alone(adtower, cli_world, tmp_path):
     out = tmp_path / "run"
     out.mkdir()

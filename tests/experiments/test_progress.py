@@ -67,12 +67,13 @@ def test_a_terminal_shows_a_bar_with_steps_and_the_next_stage_too_after_a_failur
     terminal = Terminal()
     with pytest.raises(ValueError, match="no"), terminal.stage("first"):
         raise ValueError("no")
-    with terminal.stage("second") as report:
-        report(3, 4, "nearly")
+    with terminal.stage("second [bold]") as report:
+        report(3, 4, "nearly [dim]")
     shown = screen.getvalue()
     assert "first" in shown
     assert "3/4" in shown
-    assert "nearly" in shown
+    assert "second [bold]" in shown
+    assert "nearly [dim]" in shown
     assert "left" in shown
 
 

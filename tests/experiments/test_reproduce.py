@@ -139,10 +139,14 @@ def test_a_folder_of_something_else_is_never_replaced(small, source, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_public_labels_go_through_the_whole_line(small, tmp_path):
-    if not (SHARED / "homedepot_relevance").is_dir():
+def test_public_labels_go_through_the_whole_line(small, tmp_path):
+    pairs = SHARED / "homedepot_relevance" / "pairs.parquet"
+    if not pairs.is_file():
         pytest.skip("no homedepot_relevance in a folder shared/data beside the repository")
-    result = reproduce("homedepot", SHARED, tmp_path / "claim")
-    # Frozen MiniLM, measured by itself on the same held-out queries: .781, .626, .678.
-    assert result.metrics["test.off_the_shelf.auc_2v0"] == pytest.approx(0.781, abs=0.02)
-    assert result.metrics["test.off_the_shelf.auc_1v0"] == pytest.approx(0.678, abs=0.02)
+    few = tmp_path / "data" / "homedepot_relevance"
+    few.mkdir(parents=True)
+    pl.read_parquet(pairs).head(4000).write_parquet(few / "pairs.parquet")
+    metrics = reproduce("homedepot", tmp_path / "data", tmp_path / "claim").metrics
+    # On all held-out queries frozen MiniLM reaches .781; four steps of training teach nothing.
+    assert metrics["test.off_the_shelf.auc_2v0"] == pytest.approx(0.781, abs=0.08)
+    assert metrics["test.off_the_shelf.auc_2v0"] > metrics["test.auc_2v0"]
