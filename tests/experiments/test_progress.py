@@ -72,8 +72,9 @@ def test_a_terminal_shows_a_bar_with_steps_and_the_next_stage_too_after_a_failur
     shown = screen.getvalue()
     assert "first" in shown
     assert "3/4" in shown
-    assert "second [bold]" in shown
-    assert "nearly [dim]" in shown
+    # Once in the bar, and once in the line that remains.
+    assert shown.count("second [bold]") >= 2
+    assert shown.count("nearly [dim]") >= 2
     assert "left" in shown
 
 
