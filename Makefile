@@ -1,6 +1,7 @@
 # Commands of adtower. `make help` lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+export OMP_WAIT_POLICY := PASSIVE
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0

@@ -1,0 +1,18 @@
+"""The `adtower` command: sets what must stand before torch is loaded, then runs the command line."""
+
+from __future__ import annotations
+
+import os
+
+
+def main() -> None:
+    """Run the command line."""
+    # Idle OpenMP threads that spin slow a step tenfold and more as soon as anything else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from experiments.cli import main as run_command_line
+
+    run_command_line()
+
+
+if __name__ == "__main__":
+    main()
