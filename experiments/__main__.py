@@ -1,4 +1,4 @@
-"""The `adtower` command: sets what must stand before torch is loaded, then runs the command line."""
+"""The `adtower` command: what must be set before torch is loaded, then the command line."""
 
 from __future__ import annotations
 

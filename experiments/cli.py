@@ -23,6 +23,7 @@ from experiments.terminal import (
     print_evaluation,
     print_measures,
     print_run,
+    print_table,
     say,
     write_figures,
 )
@@ -184,7 +185,7 @@ def simulate(
     from experiments import commands
 
     result = commands.simulate(run_folder, ab, new_progress())
-    Console().print(result.table())
+    print_table(result.table())
     say(result.verdict())
     write_figures(json, result.to_metrics())
 
@@ -263,7 +264,7 @@ def bench(rows: int = 200_000, json: JsonFile = None) -> None:
     table = Table("benchmark", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:,.3g}")
-    Console().print(table)
+    print_table(table)
     write_figures(json, metrics)
 
 
@@ -282,7 +283,7 @@ def doctor(json: JsonFile = None) -> None:
     for finding in findings:
         advice = "" if finding.state == "ok" else finding.advice
         table.add_row(Text(finding.what), Text(finding.found), marks[finding.state], Text(advice))
-    Console().print(table)
+    print_table(table)
     write_figures(json, {f.what: float(f.state != "problem") for f in findings})
     if any(f.state == "problem" for f in findings):
         raise SystemExit(1)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tyro.extras import SubcommandApp
 
 from experiments.marketplace.parameters import WorldParameters
-from experiments.terminal import JsonFile, new_progress, say, write_figures
+from experiments.terminal import JsonFile, new_progress, print_table, say, write_figures
 
 data_app = SubcommandApp()
 import_app = SubcommandApp()
@@ -85,7 +84,7 @@ def data_describe(folder: tyro.conf.Positional[str], json: JsonFile = None) -> N
     table = Table("figure", "value")
     for name, value in facts.items():
         table.add_row(Text(name), f"{value:,.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    print_table(table)
     write_figures(json, {k: float(v) for k, v in facts.items() if isinstance(v, int | float)})
 
 

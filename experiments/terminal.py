@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from experiments.pipeline import RunResult
     from experiments.progress import Terminal
 
+FILE_COLUMNS = 140
+"""Width of tables that are not printed to a terminal."""
+
 JsonFile = Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")]
 """The option ``--json FILE`` of every verb that prints figures."""
 
@@ -29,6 +32,13 @@ def new_progress() -> Terminal:
 def say(text: str) -> None:
     """Print a line as it is, square brackets included, to standard output."""
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output; in a file or a pipe it is wide enough for all columns."""
+    console = Console()
+    # Without a terminal rich assumes 80 columns and cuts the figures off.
+    (console if console.is_terminal else Console(width=FILE_COLUMNS)).print(table)
 
 
 def write_figures(path: Path | None, metrics: dict[str, float]) -> None:
@@ -53,7 +63,7 @@ def print_run(result: RunResult) -> None:
         if f"{name}.auc" in result.metrics:
             say(f"{name.replace('_', ' ')} AUC: {result.metrics[f'{name}.auc']:.4f}")
     if result.ab is not None:
-        Console().print(result.ab.table())
+        print_table(result.ab.table())
         say(result.ab.verdict())
     for what, why in result.left_out.items():
         say(f"left out: {what}: {why}")
@@ -62,7 +72,7 @@ def print_run(result: RunResult) -> None:
 
 def print_comparison(comparison: Comparison) -> None:
     """Print the variants with their intervals, and the verdict."""
-    Console().print(comparison.table())
+    print_table(comparison.table())
     say(comparison.verdict())
 
 
@@ -84,7 +94,7 @@ def print_measures(
     for name, measures in results.items():
         cells = (f"{measures[n]:.4f}" if n in measures else "" for n in present)
         table.add_row(Text(name), *cells)
-    Console().print(table)
+    print_table(table)
 
 
 def nested(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
