@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 
@@ -9,6 +10,9 @@ def main() -> None:
     """Run the command line."""
     # Idle OpenMP threads that spin slow a step tenfold and more as soon as anything else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Notes of torch to its developers, about packages that adtower does not use.
+    for name in ("torch.fx._symbolic_trace", "torch.onnx._internal.exporter._registration"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from experiments.cli import main as run_command_line
 
     run_command_line()
