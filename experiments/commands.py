@@ -27,7 +27,7 @@ from experiments.pipeline import run as run
 from experiments.progress import Progress, Silent
 from experiments.records import read_json, write_json, write_metrics
 from experiments.run_folder import RunFolder
-from experiments.variants import find_variants
+from experiments.variants import REGISTRY, VectorSource
 from experiments.vectors import VectorMaker
 from features.check import check_dataset
 from features.dataset import Dataset
@@ -87,7 +87,8 @@ def demo(
 def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, dict[str, float]]:
     """Train the encoders on a catalogue, embed it, and judge the vectors without clicks.
 
-    The vectors are left in ``OUT/embeddings/SOURCE/products`` and ``queries``.
+    The vectors are left in ``OUT/embeddings/SOURCE/products`` and, where the dataset has queries,
+    ``queries``. Products alone suffice for ``off_the_shelf`` and, with images, for ``stage1``.
 
     Returns:
         Each kind of vectors to its measures, TF-IDF beside them; empty without a relevance table.
@@ -97,8 +98,8 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
     """
     progress = progress or Silent()
     dataset = Dataset.open(config.data)
-    dataset.require("products", "queries", needed_for="embedding a catalogue")
-    find_variants([s for s in config.sources if s not in ("random", "shuffled")], dataset)
+    dataset.require("products", needed_for="embedding a catalogue")
+    _refuse_unfed_sources(config.sources, dataset)
     refuse_errors(check_dataset(_catalogue(dataset)))
     folder = RunFolder.begin_(
         config.out, config.identity(dataset.fingerprint()), overwrite=config.overwrite
@@ -107,7 +108,7 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
     maker = VectorMaker(dataset, config, folder, progress.steps)
     for source in config.sources:
         with progress.stage(f"vectors: {source}"):
-            maker.stores(source)
+            maker.make(source)
     with progress.stage("judging the vectors"):
         evaluation = maker.evaluate(config.sources)
     write_metrics(folder.path / "metrics.json", flat_evaluation(evaluation))
@@ -265,6 +266,21 @@ def _catalogue(dataset: Dataset) -> Dataset:
     tables = dataset.spec.tables.model_copy(update={"impressions": None, "events": None})
     spec = dataset.spec.model_copy(update={"tables": tables})
     return Dataset(spec, folder=dataset.folder, frames={})
+
+
+def _refuse_unfed_sources(sources: Sequence[VectorSource], dataset: Dataset) -> None:
+    variant_of = {v.vectors: v for v in (make() for make in REGISTRY.values())}
+    for source in dict.fromkeys(sources):
+        lacking = variant_of[source].lacks(dataset)
+        if source in ("off_the_shelf", "stage1"):
+            # Click models need query vectors beside the products'; a catalogue alone does not.
+            lacking = [need for need in lacking if need != "queries"]
+        if lacking:
+            raise ValueError(
+                f"dataset {dataset.spec.name!r} has no {' and no '.join(lacking)}, which the "
+                f"vectors {source!r} need; leave them out with --sources, or add the table and "
+                "name it under [tables] in dataset.toml"
+            )
 
 
 def _trained(line: Run, name: str) -> Trained:

@@ -54,11 +54,19 @@ class VectorMaker:
         self._stores: dict[VectorSource, Stores] = {}
         self._models: dict[int, DashClip] = {}
 
+    def make(self, source: VectorSource) -> Path:
+        """Return the folder of one kind of vectors, made if it is not there yet.
+
+        It holds ``products``, and ``queries`` where the dataset has queries.
+        """
+        return self._folder.once(
+            f"embeddings/{source}", lambda partial: self._write(source, partial)
+        )
+
     def stores(self, source: VectorSource) -> Stores:
         """Return product and query vectors of one kind, made if they are not there yet."""
         if source not in self._stores:
-            self._folder.once(f"embeddings/{source}", lambda partial: self._write(source, partial))
-            at = self._folder.path / "embeddings" / source
+            at = self.make(source)
             self._stores[source] = (
                 VectorStore.open(at / "products"),
                 VectorStore.open(at / "queries"),
@@ -148,42 +156,11 @@ class VectorMaker:
         )
 
     def _write(self, source: VectorSource, at: Path) -> None:
-        products, queries = self._dataset.table("products"), self._dataset.table("queries")
-        product_ids, query_ids = products["product_id"].to_list(), queries["query_id"].to_list()
-        seed = self._config.seed
-        if source == "off_the_shelf":
-            stores = (
-                baselines.off_the_shelf_products(products),
-                baselines.off_the_shelf_queries(queries),
-            )
-        elif source == "random":
-            dim = self.stores("dashclip")[0].dim
-            stores = (
-                baselines.random_vectors(product_ids, dim, seed + 2),
-                baselines.random_vectors(query_ids, dim, seed + 3),
-            )
-        elif source == "shuffled":
-            product_store, query_store = self.stores("dashclip")
-            stores = (
-                baselines.shuffled(product_store, seed + 4),
-                baselines.shuffled(query_store, seed + 5),
-            )
-        else:
-            model = self.model(1 if source == "stage1" else 2)
-            mode = _MODES.get(source, "multimodal")
-            product_PD = model.embed_products(products, mode, image_root=self._dataset.folder)
-            query_QD = model.embed_queries(queries["query"].to_list())
-            fingerprints = {
-                "encoder_fingerprint": model.fingerprint,
-                "data_fingerprint": self._dataset.fingerprint(),
-            }
-            stores = (
-                VectorStore.from_arrays(
-                    product_ids, product_PD, kind=f"product/{mode}", **fingerprints
-                ),
-                VectorStore.from_arrays(query_ids, query_QD, kind="query/text", **fingerprints),
-            )
-        for name, store in zip(("products", "queries"), stores, strict=True):
+        """Write the vectors of a kind, those of queries only where there are queries."""
+        stores = {"products": self._product_store(source)}
+        if self._dataset.has("queries"):
+            stores["queries"] = self._query_store(source)
+        for name, store in stores.items():
             VectorStore.write_(
                 at / name,
                 store.ids,
@@ -192,3 +169,43 @@ class VectorMaker:
                 encoder_fingerprint=store.manifest.encoder_fingerprint,
                 data_fingerprint=store.manifest.data_fingerprint,
             )
+
+    def _product_store(self, source: VectorSource) -> VectorStore:
+        products, seed = self._dataset.table("products"), self._config.seed
+        ids = products["product_id"].to_list()
+        if source == "off_the_shelf":
+            return baselines.off_the_shelf_products(products)
+        if source == "random":
+            return baselines.random_vectors(ids, self.stores("dashclip")[0].dim, seed + 2)
+        if source == "shuffled":
+            return baselines.shuffled(self.stores("dashclip")[0], seed + 4)
+        mode = _MODES.get(source, "multimodal")
+        model = self._encoder(source)
+        return VectorStore.from_arrays(
+            ids,
+            model.embed_products(products, mode, image_root=self._dataset.folder),
+            kind=f"product/{mode}",
+            encoder_fingerprint=model.fingerprint,
+            data_fingerprint=self._dataset.fingerprint(),
+        )
+
+    def _query_store(self, source: VectorSource) -> VectorStore:
+        queries, seed = self._dataset.table("queries"), self._config.seed
+        ids = queries["query_id"].to_list()
+        if source == "off_the_shelf":
+            return baselines.off_the_shelf_queries(queries)
+        if source == "random":
+            return baselines.random_vectors(ids, self.stores("dashclip")[1].dim, seed + 3)
+        if source == "shuffled":
+            return baselines.shuffled(self.stores("dashclip")[1], seed + 5)
+        model = self._encoder(source)
+        return VectorStore.from_arrays(
+            ids,
+            model.embed_queries(queries["query"].to_list()),
+            kind="query/text",
+            encoder_fingerprint=model.fingerprint,
+            data_fingerprint=self._dataset.fingerprint(),
+        )
+
+    def _encoder(self, source: VectorSource) -> DashClip:
+        return self.model(1 if source == "stage1" else 2)

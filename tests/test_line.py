@@ -160,3 +160,18 @@ def test_embed_leaves_stores_and_their_measures(world, tmp_path):
     evaluation = commands.embed(config)
     assert {"tfidf", "stage1", "dashclip"} <= evaluation.keys()
     assert (config.out / "embeddings" / "dashclip" / "products" / "manifest.json").is_file()
+
+
+def test_products_alone_are_embedded(world, tmp_path):
+    only = tmp_path / "catalogue"
+    only.mkdir()
+    shutil.copy(world / "products.parquet", only)
+    (only / "dataset.toml").write_text('name = "c"\n[tables]\nproducts = "products.parquet"\n')
+    config = EmbedConfig(
+        data=only, out=tmp_path / "vectors", sources=("stage1",), stage1=TINY["stage1"]
+    )
+    assert commands.embed(config) == {}
+    assert (config.out / "embeddings" / "stage1" / "products" / "manifest.json").is_file()
+    with pytest.raises(ValueError, match="no queries and no relevance, which the vectors"):
+        commands.embed(config.model_copy(update={"sources": ("dashclip",), "out": tmp_path / "n"}))
+    assert not (tmp_path / "n").exists()

@@ -28,4 +28,3 @@ def test_without_an_effect_of_relevance_its_lift_vanishes(tmp_path, seed):
         lift[effect] = true_ctr_lift(made)
     assert abs(lift[0.0]) < 0.02
     assert lift[1.0] > lift[0.5] > 0.05
-
