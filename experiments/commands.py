@@ -78,9 +78,13 @@ def demo(
             )
         shutil.rmtree(world)
     if not world.exists():
+        partial = world.with_name(f".{world.name}.partial")
+        if partial.exists():
+            shutil.rmtree(partial)
         with progress.stage("making the grocery world"):
-            make_world(world, products=products, requests=requests, seed=seed)
-            write_json(recipe, made_with)
+            make_world(partial, products=products, requests=requests, seed=seed)
+            write_json(partial / recipe.name, made_with)
+            partial.rename(world)
     return run(RunConfig(data=world, out=out, seed=seed, overwrite=overwrite), progress)
 
 

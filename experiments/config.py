@@ -37,7 +37,7 @@ class EmbedConfig(BaseModel):
     out: Path
     """The run's folder; it must be new, or hold an interrupted run of the same settings."""
     overwrite: bool = False
-    """Replace a run that stands in ``out``."""
+    """Replace a run that stands in ``out``; an interrupted one of the same settings goes on."""
     sources: tuple[VectorSource, ...] = ("off_the_shelf", "stage1", "dashclip")
     """Which vectors to make; stage1 and image_only need images, dashclip needs relevance."""
     seed: int = Field(default=0, ge=0)
@@ -63,7 +63,7 @@ class RunConfig(BaseModel):
     out: Path
     """The run's folder; it must be new, or hold an interrupted run of the same settings."""
     overwrite: bool = False
-    """Replace a run that stands in ``out``."""
+    """Replace a run that stands in ``out``; an interrupted one of the same settings goes on."""
     variants: tuple[str, ...] | None = None
     """Which variants to compare; by default all of the standard set that the tables can feed."""
     seed: int = Field(default=0, ge=0)

@@ -32,7 +32,8 @@ class RunFolder:
         Args:
             path: The folder.
             identity: What the run is: configuration and data fingerprint, JSON values.
-            overwrite: Remove a run that stands there, whatever its state.
+            overwrite: Remove a run that stands there, unless it is an interrupted one of the same
+                identity, which goes on all the same.
 
         Raises:
             ValueError: If the folder holds a finished run, an interrupted run of another
@@ -41,7 +42,9 @@ class RunFolder:
         path = Path(path)
         state_file = path / STATE
         if overwrite and state_file.is_file():
-            shutil.rmtree(path)
+            standing = read_json(state_file)
+            if standing["state"] == "finished" or standing["identity"] != identity:
+                shutil.rmtree(path)
         if not path.exists() or not any(path.iterdir()):
             path.mkdir(parents=True, exist_ok=True)
             write_json(state_file, {"state": "running", "identity": identity})

@@ -24,6 +24,15 @@ def test_overwrite_starts_from_nothing(tmp_path):
     assert not (tmp_path / "run" / "part").exists()
 
 
+def test_overwrite_replaces_an_interrupted_run_of_other_settings_only(tmp_path):
+    RunFolder.begin_(tmp_path / "run", IDENTITY).once("part", lambda at: at.write_text("kept"))
+    assert RunFolder.begin_(tmp_path / "run", IDENTITY, overwrite=True).resumed
+    assert (tmp_path / "run" / "part").exists()
+    other = {**IDENTITY, "data": "other"}
+    assert not RunFolder.begin_(tmp_path / "run", other, overwrite=True).resumed
+    assert not (tmp_path / "run" / "part").exists()
+
+
 def test_an_interrupted_run_of_the_same_settings_goes_on(tmp_path):
     made = []
 
