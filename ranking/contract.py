@@ -121,6 +121,14 @@ class InputSignature:
                     f"vocabulary of {name!r} has {given} rows, but the model was fitted with "
                     f"{own}; were these examples made by another FeaturePipeline?"
                 )
+        self.check_vectors(vectors)
+
+    def check_vectors(self, vectors: Vectors | None) -> None:
+        """Refuse vectors that are not of this signature; any will do where none are used.
+
+        Raises:
+            ValueError: If there are none, or they come from another encoder or catalogue.
+        """
         if self.vectors_fingerprint is None:
             return
         if vectors is None:

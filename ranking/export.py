@@ -28,22 +28,23 @@ from ranking.bundle import (
     FEATURES,
     GOLDEN_FILE,
     GOLDEN_SCORE,
-    ONNX_FILE,
     OUTPUT_NAME,
     PRODUCT_VECTORS,
     QUERY_VECTORS,
-    TREES_FILE,
     BundleManifest,
+    Member,
+    seal_,
 )
 from ranking.calibration import Calibrator, Platt
 from ranking.certificate import TOLERANCE, certify
-from ranking.checkpoint import published_folder, write_manifest
+from ranking.checkpoint import published_folder
 from ranking.contract import ClickModel, InputSignature
 from ranking.model import ClickNetwork, FusedTables, GatherTables
 from ranking.score import Scorer
 from ranking.tower import TowerRanker
 
 _GOLDEN_ROWS = 64
+_ONNX_FILE, _TREES_FILE = "model.onnx", "trees.txt"
 _OPSET = 20
 # protobuf ends at 2 GB; above this the weights lie in a file beside the graph.
 _INLINE_BYTES = 1_500_000_000
@@ -89,18 +90,20 @@ def export_bundle(
     inside = isinstance(calibrator, Platt) and not isinstance(model, LightGBMRanker)
     manifest = BundleManifest(
         name=model.name,
-        kind="lightgbm" if isinstance(model, LightGBMRanker) else "onnx",
+        members=(_member(model),),
+        average="logit",
         signature=signature,
+        vectors="none" if vectors is None else "inside",
         calibration=None if calibrator is None else calibrator.to_dict(),
         calibration_inside=inside,
         versions={"python": platform.python_version(), **{n: version(n) for n in _LIBRARIES}},
     )
     with published_folder(out) as folder:
         if isinstance(model, LightGBMRanker):
-            (folder / TREES_FILE).write_text(model.booster_.model_to_string(), encoding="utf-8")
+            (folder / _TREES_FILE).write_text(model.booster_.model_to_string(), encoding="utf-8")
         else:
             platt = calibrator if isinstance(calibrator, Platt) else None
-            write_onnx(_network_of(model, platt), signature, folder / ONNX_FILE)
+            write_onnx(_network_of(model, platt), signature, folder / _ONNX_FILE)
         pipeline.save_(folder / FEATURES)
         if vectors is not None:
             assert product_store is not None and query_store is not None
@@ -113,7 +116,7 @@ def export_bundle(
         golden.with_columns(pl.Series(GOLDEN_SCORE, expected_N)).write_parquet(folder / GOLDEN_FILE)
         # The scorer reads only what a manifest lists, so there is one before the certificate and
         # one that lists the certificate too.
-        write_manifest(folder, **manifest.to_json())
+        seal_(folder, manifest)
         certificate = certify(
             Scorer.load(folder),
             model,
@@ -125,7 +128,7 @@ def export_bundle(
         )
         text = json.dumps(asdict(certificate), indent=2) + "\n"
         (folder / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
-        write_manifest(folder, **manifest.to_json())
+        seal_(folder, manifest)
     return out
 
 
@@ -228,6 +231,16 @@ def write_onnx(network: nn.Module, signature: InputSignature, path: Path) -> Non
         raise ValueError("the exported graph holds a Loop; were the id tables not lowered?")
     size = sum(p.numel() * p.element_size() for p in network.state_dict().values())
     program.save(path, external_data=size > _INLINE_BYTES)
+
+
+def _member(model: ClickModel) -> Member:
+    trees = isinstance(model, LightGBMRanker)
+    return Member(
+        name=model.name,
+        kind="lightgbm" if trees else "onnx",
+        file=_TREES_FILE if trees else _ONNX_FILE,
+        uses_vectors=model.uses_vectors,
+    )
 
 
 def _network_of(model: ClickModel, platt: Platt | None) -> nn.Module:

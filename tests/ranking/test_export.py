@@ -21,13 +21,14 @@ from ranking.baselines import (
     LightGBMRanker,
     LogisticRegression,
 )
-from ranking.bundle import CERTIFICATE_FILE, GOLDEN_SCORE, ONNX_FILE, onnx_inputs
+from ranking.bundle import CERTIFICATE_FILE, GOLDEN_SCORE, onnx_inputs
 from ranking.calibration import Isotonic, Platt
 from ranking.certificate import same_order
 from ranking.export import export_bundle
 from ranking.score import Scorer
 from ranking.tower import TowerConfig, TowerRanker
 
+ONNX_FILE = "model.onnx"
 SMALL = {"batch_size": 64, "max_epochs": 2, "projected_dim": 8, "sparse_lr": 0.05}
 
 

@@ -38,7 +38,7 @@ def test_one_row_scores_as_it_does_among_many(scorer, shop):
 
 def test_more_rows_than_a_batch_score_the_same(scorer, shop, monkeypatch):
     whole_N = scorer.score(shop.impressions)
-    monkeypatch.setattr("ranking.score._SCORING_BATCH", 7)
+    monkeypatch.setattr("ranking.predictor._BATCH", 7)
     np.testing.assert_allclose(scorer.score(shop.impressions), whole_N, atol=1e-7)
 
 
@@ -67,7 +67,7 @@ def test_missing_columns_are_named(scorer, shop):
 
 def test_any_changed_file_is_refused_before_it_is_parsed(bundle, tmp_path):
     for path in sorted(bundle.rglob("*")):
-        if not path.is_file() or path == bundle / "manifest.json":
+        if not path.is_file():
             continue
         copy = tmp_path / path.relative_to(bundle).as_posix().replace("/", "_")
         shutil.copytree(bundle, copy)
@@ -94,9 +94,3 @@ def test_missing_and_added_files_are_refused(bundle, tmp_path):
 def test_a_folder_that_is_no_bundle_is_refused(bundle, tmp_path):
     with pytest.raises(ValueError, match=r"manifest.json does not exist"):
         Scorer.load(tmp_path)
-    copy = tmp_path / "bundle"
-    shutil.copytree(bundle, copy)
-    manifest = copy / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("adtower-bundle-1", "adtower-bundle-9"))
-    with pytest.raises(ValueError, match="has format 'adtower-bundle-9'"):
-        Scorer.load(copy)
