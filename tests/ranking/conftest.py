@@ -6,7 +6,12 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from embeddings.encoders import ImageShape, TextShape, initialise_
+from embeddings.model import Architecture, DashClip
+from embeddings.precision import FLOAT32
 from embeddings.store import VectorStore
 from features.dataset import Dataset
 from features.embedding_join import Vectors, join_vectors
@@ -103,3 +108,37 @@ def shop() -> Shop:
             product_store, query_store, pipeline.product_ids_, pipeline.query_ids_
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def small_model() -> DashClip:
+    """A random untrained DashCLIP model over a dozen words, in float32, vectors of 6."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "thing", "red", "green", "blue", "milk", "bread",
+             "tea", "old", "cup", *map(str, range(10))]  # fmt: skip
+    tokenizer = Tokenizer(
+        models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    architecture = Architecture(
+        text=TextShape(
+            vocabulary=len(words), width=32, layers=2, heads=4, feed_forward=64, positions=16
+        ),
+        image=ImageShape(pixels=16, patch=8, width=16, layers=1, heads=2),
+        fusion_layers=1,
+        frozen_text_layers=1,
+        embedding_dim=6,
+        text_columns=("title",),
+        max_text_tokens=8,
+        max_query_tokens=8,
+    )
+    model = DashClip(architecture, tokenizer, "random")
+    initialise_(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # At .02 all texts would have nearly one vector.
+        for layer in model.text.parameters():
+            layer.mul_(8)
+    model._precision = FLOAT32
+    return model.eval()

@@ -1,0 +1,158 @@
+"""Query texts to vectors, where scoring has onnxruntime and no torch.
+
+A bundle's ``query_encoder/`` holds the encoder as ``model.onnx`` (token ids to unit vectors),
+``tokenizer.json``, ``settings.json`` and, where the dataset had texts, ``queries.parquet``: the ids
+of the texts that training knew. ``ranking.query_export`` writes it.
+
+Shape letters: Q texts, L tokens of a text, D size of a vector.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+QUERY_ENCODER = "query_encoder"
+"""Its folder in a bundle."""
+ENCODER_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILE = "settings.json"
+QUERIES_FILE = "queries.parquet"
+
+INPUT_NAME = "ids"
+OUTPUT_NAME = "vector"
+
+# Texts of one length share a batch; more of them gain nothing on one core.
+_BATCH = 16
+
+
+class QueryEncoderSettings(BaseModel):
+    """What ``settings.json`` says of an exported query encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder_fingerprint: str
+    """Names the model; it must be the one that made the bundle's query vectors."""
+    dim: int = Field(ge=1)
+    """Size D of the vectors."""
+    max_tokens: int = Field(ge=2)
+    """Longer texts keep their first tokens and the closing one, as in training."""
+    precision: Literal["fp32", "int8"]
+    """Of the weights. int8 is written only where its gate passed."""
+    checked_texts: int = Field(ge=1)
+    """Texts that the figures below were taken over."""
+    max_difference: float
+    """Largest distance of a coordinate to the torch encoder in float32."""
+    min_cosine: float
+    """Lowest cosine to the torch encoder's vector of the same text."""
+    top10_overlap: float | None
+    """Mean share of a text's ten closest products that both name; None without products."""
+
+
+class OnnxQueryEncoder:
+    """A loaded query encoder with a cache of the texts asked last. Safe to share among threads.
+
+    Args:
+        folder: What ``ranking.query_export`` wrote, verified by whoever opened the bundle.
+        threads: Of onnxruntime.
+        cache_size: Texts whose vectors are kept; 10,000 of 384 dimensions take 15 MB.
+
+    Raises:
+        ValueError: If a file is missing or says something that cannot be.
+    """
+
+    def __init__(self, folder: Path, *, threads: int = 1, cache_size: int = 10_000) -> None:
+        # Imported here, because a bundle without an encoder must load without them.
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        if cache_size < 1:
+            raise ValueError(f"cache_size is {cache_size}; must be at least 1")
+        missing = [n for n in (ENCODER_FILE, TOKENIZER_FILE, SETTINGS_FILE)
+                   if not (folder / n).is_file()]  # fmt: skip
+        if missing:
+            raise ValueError(f"{folder} is no query encoder: {', '.join(missing)} missing")
+        text = (folder / SETTINGS_FILE).read_text(encoding="utf-8")
+        self.settings = QueryEncoderSettings.model_validate_json(text)
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.settings.max_tokens)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            folder / ENCODER_FILE, options, providers=["CPUExecutionProvider"]
+        )
+        self._id_of_text = _known_texts(folder / QUERIES_FILE)
+        self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._cache_size = cache_size
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, folder: str | Path, *, threads: int = 1, cache_size: int = 10_000) -> Self:
+        """Read an encoder; see the class."""
+        return cls(Path(folder), threads=threads, cache_size=cache_size)
+
+    def known_id(self, text: str) -> str | None:
+        """Return the query id that training knew this very text by, or None."""
+        return self._id_of_text.get(text)
+
+    def cached(self, text: str) -> bool:
+        """Whether the vector of this text is in the cache now."""
+        with self._lock:
+            return text in self._cache
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors of query texts, shape (Q, D).
+
+        In int8 every text is encoded alone, because its scales depend on what shares the batch:
+        the same text always gives the same bits. In fp32 it does to 1e-6.
+        """
+        found: dict[str, NDArray[np.float32]] = {}
+        with self._lock:
+            for text in texts:
+                if text in self._cache:
+                    self._cache.move_to_end(text)
+                    found[text] = self._cache[text]
+        wanted = [text for text in dict.fromkeys(texts) if text not in found]
+        for batch in self._batches(wanted):
+            ids_QL = np.array([ids for _, ids in batch], np.int64)
+            vector_QD = self._session.run([OUTPUT_NAME], {INPUT_NAME: ids_QL})[0]
+            for (text, _), vector_D in zip(batch, np.asarray(vector_QD), strict=True):
+                found[text] = vector_D
+        with self._lock:
+            for text in wanted:
+                self._cache[text] = found[text]
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        if not found:
+            return np.zeros((0, self.settings.dim), np.float32)
+        return np.stack([found[text] for text in texts])
+
+    def _batches(self, texts: list[str]) -> list[list[tuple[str, list[int]]]]:
+        """Texts with their token ids, those of one length together, so that none is padded."""
+        by_length: dict[int, list[tuple[str, list[int]]]] = {}
+        for text, encoding in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
+            by_length.setdefault(len(encoding.ids), []).append((text, encoding.ids))
+        size = 1 if self.settings.precision == "int8" else _BATCH
+        return [
+            same[start : start + size]
+            for same in by_length.values()
+            for start in range(0, len(same), size)
+        ]
+
+
+def _known_texts(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    queries = pl.read_parquet(path, columns=["query_id", "query"])
+    # Backwards, so that of two ids with one text the first stays.
+    return dict(zip(queries["query"].reverse(), queries["query_id"].reverse(), strict=True))

@@ -1,0 +1,147 @@
+"""Query texts encoded without torch: the vectors of the torch encoder, or none."""
+
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from embeddings.encoders import initialise_
+from embeddings.precision import FLOAT32
+from ranking import query_export
+from ranking.query_encoder import OnnxQueryEncoder
+from ranking.query_export import top10_overlap, write_query_encoder
+
+QUERIES = pl.DataFrame(
+    {
+        "query_id": ["q0", "q1", "q2", "q3"],
+        "query": ["red milk", "old green tea", "red milk", "blue cup bread"],
+    }
+)
+
+
+@pytest.fixture(scope="module", params=[0, 1], ids=["text encoder", "own layers"])
+def model(request, small_model):
+    """A tiny random model, before and after the parts of stage 2 were added."""
+    if not request.param:
+        return small_model
+    aligned = small_model.with_alignment(query_layers=1, projection_width=0)
+    initialise_(aligned.query_encoder.projection, torch.Generator().manual_seed(1))
+    aligned._precision = FLOAT32
+    return aligned.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoders") / "query_encoder"
+    write_query_encoder(model, folder, QUERIES)
+    return folder
+
+
+def test_vectors_are_those_of_the_torch_encoder(model, folder):
+    texts = ["red milk", "tea", "", "never seen", "cup " * 40, "old blue bread cup"]
+    found_QD = OnnxQueryEncoder.load(folder).encode(texts)
+    np.testing.assert_allclose(found_QD, model.embed_queries(texts), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found_QD, axis=1), 1, atol=1e-6)
+    assert np.abs(found_QD[0] - found_QD[1]).max() > 0.01
+
+
+def test_the_settings_say_what_was_measured(model, folder):
+    settings = OnnxQueryEncoder.load(folder).settings
+    assert settings.encoder_fingerprint == model.fingerprint
+    assert settings.max_difference < 1e-5
+    assert settings.min_cosine > 0.9999
+    assert (settings.precision, settings.dim) == ("fp32", model.dim)
+
+
+def test_a_text_has_one_vector_whatever_it_is_asked_with(folder):
+    encoder = OnnxQueryEncoder.load(folder)
+    texts = ["red milk", "old green tea", "tea", "blue cup bread", "red milk"]
+    together_QD = encoder.encode(texts)
+    for text, together_D in zip(texts, together_QD, strict=True):
+        alone_1D = OnnxQueryEncoder.load(folder).encode([text])
+        np.testing.assert_allclose(alone_1D[0], together_D, atol=1e-6)
+    np.testing.assert_array_equal(together_QD[0], together_QD[4])
+
+
+def test_the_cache_keeps_what_was_asked_last(folder):
+    encoder = OnnxQueryEncoder.load(folder, cache_size=2)
+    encoder.encode(["red"])
+    encoder.encode(["green"])
+    encoder.encode(["red"])
+    encoder.encode(["blue"])
+    assert [encoder.cached(text) for text in ("red", "green", "blue")] == [True, False, True]
+
+
+def test_a_cached_text_is_not_encoded_again(folder, monkeypatch):
+    encoder = OnnxQueryEncoder.load(folder)
+    first_1D = encoder.encode(["red tea"])
+    monkeypatch.setattr(encoder, "_session", None)
+    np.testing.assert_array_equal(encoder.encode(["red tea", "red tea"])[1], first_1D[0])
+
+
+def test_no_texts_give_no_vectors(model, folder):
+    assert OnnxQueryEncoder.load(folder).encode([]).shape == (0, model.dim)
+
+
+def test_texts_that_training_knew_have_their_first_id(folder):
+    encoder = OnnxQueryEncoder.load(folder)
+    assert encoder.known_id("red milk") == "q0"
+    assert encoder.known_id("Red milk") is None
+
+
+def test_an_encoder_that_differs_is_not_exported(small_model, tmp_path, monkeypatch):
+    write = query_export._write_onnx
+
+    def wrong(graph, path, max_tokens):
+        weight = graph.model.itc_text.weight
+        with torch.no_grad():
+            weight[0, 0] += 0.5
+        write(graph, path, max_tokens)
+        with torch.no_grad():
+            weight[0, 0] -= 0.5
+
+    monkeypatch.setattr(query_export, "_write_onnx", wrong)
+    with pytest.raises(ValueError, match="differs from the torch one by"):
+        write_query_encoder(small_model, tmp_path / "encoder", QUERIES)
+
+
+def test_int8_keeps_to_its_gate_or_is_refused(small_model, tmp_path, monkeypatch):
+    product_PD = np.random.default_rng(0).normal(size=(200, small_model.dim)).astype(np.float32)
+    options = {"precision": "int8", "product_PD": product_PD}
+    settings = write_query_encoder(small_model, tmp_path / "int8", QUERIES, **options)
+    assert settings.precision == "int8"
+    assert 0.99 <= settings.min_cosine < 0.999999
+    assert settings.top10_overlap >= 0.9
+    monkeypatch.setattr(query_export, "MIN_INT8_COSINE", 1.0)
+    with pytest.raises(ValueError, match=r"int8 does not pass its gate .* precision='fp32'"):
+        write_query_encoder(small_model, tmp_path / "strict", QUERIES, **options)
+    with pytest.raises(ValueError, match="needs product_PD"):
+        write_query_encoder(small_model, tmp_path / "blind", QUERIES, precision="int8")
+
+
+def test_overlap_by_hand():
+    # Twenty products on a line: one text looks up it, the other down it.
+    product_PD = np.stack([np.arange(20.0), np.zeros(20)], axis=1)
+    up_1D = np.array([[1.0, 0.0]])
+    assert top10_overlap(up_1D, up_1D, product_PD) == 1.0
+    assert top10_overlap(up_1D, -up_1D, product_PD) == 0.0
+    assert top10_overlap(up_1D, -up_1D, product_PD[:10]) == 1.0
+
+
+def test_queries_too_long_for_the_graph_are_refused(small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(query_export, "MAX_TOKENS", 7)
+    with pytest.raises(ValueError, match="max_query_tokens=8, but"):
+        write_query_encoder(small_model, tmp_path / "encoder", QUERIES)
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_a_folder_that_lacks_a_file_is_refused(folder, tmp_path):
+    copy = tmp_path / "encoder"
+    shutil.copytree(folder, copy)
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"no query encoder: tokenizer.json missing"):
+        OnnxQueryEncoder.load(copy)
+    with pytest.raises(ValueError, match="cache_size is 0"):
+        OnnxQueryEncoder.load(folder, cache_size=0)
