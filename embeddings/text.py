@@ -80,6 +80,8 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Tok
     """Tokenize texts; longer ones keep their first ``max_tokens`` tokens and the closing [SEP]."""
     tokenizer.enable_truncation(max_tokens)
     encoded = tokenizer.encode_batch(list(texts))
+    # Its state is part of a model's fingerprint, which must not depend on what was embedded last.
+    tokenizer.no_truncation()
     start_P = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum([len(e.ids) for e in encoded], out=start_P[1:])
     id_T = np.concatenate([np.asarray(e.ids, np.int32) for e in encoded])

@@ -1,7 +1,9 @@
 """A small shop whose impressions go all the way: pipeline, vectors, models, bundles."""
 
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -18,6 +20,11 @@ from features.embedding_join import Vectors, join_vectors
 from features.examples import Examples
 from features.pipeline import FeaturePipeline
 from features.schema import DatasetSpec, FeatureNames
+from ranking.baselines import LogisticRegression
+from ranking.bundle import open_bundle, seal_
+from ranking.export import export_bundle
+from ranking.query_encoder import QUERY_ENCODER
+from ranking.query_export import write_query_encoder
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 
@@ -142,3 +149,82 @@ def small_model() -> DashClip:
             layer.mul_(8)
     model._precision = FLOAT32
     return model.eval()
+
+
+@dataclass(frozen=True)
+class ShopFront:
+    """What is served: two bundles of one kind, the second trained on fewer rows."""
+
+    bundle: Path
+    other_bundle: Path
+    impressions: pl.DataFrame
+    """With the texts of the queries and the feature columns ``device`` and ``bid``."""
+    model: DashClip
+    """Made the query vectors of all queries but q0, q1 and q2."""
+
+
+@pytest.fixture(scope="session")
+def front(shop, small_model, tmp_path_factory) -> ShopFront:
+    """Bundles with a query encoder, over columns of the impressions and parts of the time."""
+    rng = np.random.default_rng(5)
+    rows = len(shop.impressions)
+    impressions = shop.impressions.with_columns(
+        query=pl.col("query_id").str.replace("q", "thing "),
+        device=pl.Series(rng.choice(["phone", "desk", "tv"], rows)),
+        bid=pl.Series(rng.integers(1, 90, rows) / 10),
+    )
+    texts = impressions.select("query_id", "query").unique(maintain_order=True).sort("query_id")
+    shop_products = pl.DataFrame(
+        {
+            "product_id": [f"p{product}" for product in range(30)],
+            "title": [f"thing {product}" for product in range(30)],
+            "category": [f"c{product % 4}" for product in range(30)],
+            "price": [1.0 + product for product in range(30)],
+        }
+    )
+    dataset = Dataset.from_tables(
+        DatasetSpec(
+            name="front",
+            features=FeatureNames(
+                sparse=("user_id", "product_id", "products.category", "device", "time.hour"),
+                dense=("products.price", "bid"),
+            ),
+        ),
+        products=shop_products,
+        queries=texts,
+        impressions=impressions,
+        events=shop.pipeline._purchases.with_columns(kind=pl.lit("purchase")),
+    )
+    made_by = {"encoder_fingerprint": small_model.fingerprint}
+    product_store = VectorStore.from_arrays(
+        shop.product_store.ids, shop.product_store.vectors_VD, kind="product/test", **made_by
+    )
+    stored = texts.filter(~pl.col("query_id").is_in(["q0", "q1", "q2"]))
+    query_store = VectorStore.from_arrays(
+        stored["query_id"].to_list(),
+        small_model.embed_queries(stored["query"].to_list()),
+        kind="query/test",
+        **made_by,
+    )
+    folder = tmp_path_factory.mktemp("front")
+    bundles = []
+    for name, trained in (("bundle", 480), ("other_bundle", 240)):
+        pipeline = FeaturePipeline(dataset.spec, min_count=1).fit(dataset, impressions[:trained])
+        vectors = join_vectors(
+            product_store, query_store, pipeline.product_ids_, pipeline.query_ids_
+        )
+        examples = pipeline.transform(impressions)
+        model = LogisticRegression().fit(
+            examples.take(slice(0, trained)), examples.take(slice(480, 600)), vectors, seed=0
+        )
+        stores = product_store, query_store
+        out = export_bundle(model, pipeline, *stores, impressions[480:], folder / name)
+        if not bundles:
+            write_query_encoder(small_model, folder / QUERY_ENCODER, texts)
+        manifest = open_bundle(out).manifest
+        shutil.copytree(folder / QUERY_ENCODER, out / QUERY_ENCODER)
+        seal_(out, manifest)
+        bundles.append(out)
+    return ShopFront(
+        bundle=bundles[0], other_bundle=bundles[1], impressions=impressions, model=small_model
+    )

@@ -55,6 +55,12 @@ def test_the_settings_say_what_was_measured(model, folder):
     assert (settings.precision, settings.dim) == ("fp32", model.dim)
 
 
+def test_embedding_leaves_the_fingerprint_of_a_model_alone(model):
+    before = model.fingerprint
+    model.embed_queries(["red milk"])
+    assert model.fingerprint == before
+
+
 def test_a_text_has_one_vector_whatever_it_is_asked_with(folder):
     encoder = OnnxQueryEncoder.load(folder)
     texts = ["red milk", "old green tea", "tea", "blue cup bread", "red milk"]
