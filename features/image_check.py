@@ -19,6 +19,20 @@ MAX_IMAGE_PIXELS = 50_000_000
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises on files that are damaged or no images at all."""
+
 _THUMBNAIL = (64, 64)
 
 
@@ -40,16 +54,6 @@ def image_problem(encoded: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> str 
                 # JPEG's coarse mode reads the whole file but computes few pixels.
                 image.draft("RGB", _THUMBNAIL)
                 image.load()
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-        Warning,
-    ) as error:
+    except (*DECODE_ERRORS, Warning) as error:
         return str(error) or type(error).__name__
     return None
