@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from embeddings.encoders import TextEncoder, initialise_, load_bert_, mean_pool, read_text_shape
-from embeddings.model import EMBED_BATCH, RANDOM_TEXT
+from embeddings.architecture import RANDOM_TEXT
+from embeddings.encoders import TextEncoder, initialise_
+from embeddings.initial import load_fitting_tokenizer
+from embeddings.model import EMBED_BATCH
 from embeddings.precision import choose_precision
+from embeddings.pretrained import load_text_, read_text_shape
 from embeddings.store import VectorStore
-from embeddings.text import load_tokenizer, product_texts, tokenize
+from embeddings.text import product_texts, tokenize
 from embeddings.weights import ResolvedWeights, find_text_weights
 
 MAX_TOKENS = 128
@@ -74,20 +77,21 @@ def off_the_shelf_queries(
 
 @torch.no_grad()
 def text_vectors(texts: Sequence[str], weights: ResolvedWeights) -> NDArray[np.float32]:
-    """Mean-pooled unit vectors of texts, (V, D), as sentence-transformers makes them."""
+    """Unit vectors of texts, (V, D), as sentence-transformers makes them of MiniLM."""
     shape = RANDOM_TEXT if weights.path is None else read_text_shape(weights.path)
     encoder = TextEncoder(shape)
     if weights.path is None:
         initialise_(encoder, torch.Generator().manual_seed(0))
     else:
-        load_bert_(encoder, weights.path)
+        load_text_(encoder, weights.path)
     precision = choose_precision(encoder, torch.device("cpu"))
-    tokens = tokenize(load_tokenizer(weights.path), texts, min(MAX_TOKENS, encoder.shape.positions))
-    out_VD = torch.zeros(len(texts), encoder.shape.width)
+    tokenizer = load_fitting_tokenizer(weights.path, shape)
+    tokens = tokenize(tokenizer, texts, min(MAX_TOKENS, shape.positions))
+    out_VD = torch.zeros(len(texts), shape.pooled_width)
     for row_B in tokens.by_length(EMBED_BATCH):
         id_BL, attend_BL = tokens.padded(row_B)
         with precision.autocast(id_BL.device):
-            pooled_BD = mean_pool(encoder(id_BL, attend_BL), attend_BL)
+            pooled_BD = encoder.pool(encoder(id_BL, attend_BL), attend_BL)
         out_VD[row_B] = F.normalize(pooled_BD.float(), dim=1)
     return out_VD.numpy()
 

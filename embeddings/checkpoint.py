@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embeddings.store import publish_
 
-FORMAT = "adtower-dashclip-1"
+FORMAT = "adtower-dashclip-2"
 RECORD = "model.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"

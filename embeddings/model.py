@@ -1,14 +1,13 @@
 """DashCLIP's encoders as one thing that embeds products and queries.
 
-Shape letters: P products, Q queries, B rows of a batch, L text tokens, D text width, C image
-width, S pixels a side, E embedding size.
+Shape letters: P products, Q queries, B rows of a batch, L text tokens, D text width, T width of
+a text's vector, C image width, S pixels a side, E embedding size.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,137 +16,32 @@ import polars as pl
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from embeddings import checkpoint
+from embeddings.architecture import Architecture
 from embeddings.encoders import (
-    ImageEncoder,
-    ImageShape,
     MultimodalEncoder,
     TextEncoder,
-    TextLayer,
+    TextReadout,
     TextShape,
     initialise_,
-    load_bert_,
-    mean_pool,
-    read_text_shape,
 )
+from embeddings.image_encoder import ImageEncoder, ImageShape
 from embeddings.images import ImageTable, decode_images
+from embeddings.initial import Origins, Start, enc_for_cls, plan_start
+from embeddings.lora import add_lora_, has_lora, merge_lora_
 from embeddings.precision import Precision, choose_precision
-from embeddings.text import TokenTable, load_tokenizer, product_texts, tokenize
+from embeddings.pretrained import load_fusion_, load_image_, load_text_
+from embeddings.product_features import ProductFeatures, ProductProjection
+from embeddings.text import TokenTable, product_texts, tokenize
 from embeddings.weights import ResolvedWeights
 
 Mode = Literal["multimodal", "text", "image"]
 
 EMBED_BATCH = 256
 """Rows embedded at a time: large enough for the cores, small enough for their caches."""
-
-RANDOM_TEXT = TextShape(
-    vocabulary=260, width=128, layers=4, heads=4, feed_forward=512, positions=512
-)
-"""The text encoder where there are no weights: small, over bytes."""
-
-
-class Architecture(BaseModel):
-    """Everything that decides the shapes and the preprocessing of a model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text: TextShape
-    image: ImageShape
-    fusion_layers: int
-    """Last text layers that get cross-attention in the multimodal encoder."""
-    frozen_text_layers: int
-    """Text layers, from the bottom, that no stage changes; their states are cached."""
-    embedding_dim: int
-    """Size of every vector that leaves the model."""
-    text_columns: tuple[str, ...]
-    """Product columns that make its text, in order."""
-    max_text_tokens: int
-    max_query_tokens: int
-    query_layers: int = 0
-    """Last layers that the query encoder owns a trained copy of; 0 before stage 2."""
-    projection_width: int = 0
-    """Hidden units of the product projection; 0 is linear."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProductFeatures:
-    """What the frozen encoders say of products, before any projection."""
-
-    enc_PD: Tensor
-    """Multimodal encoder at [ENC]."""
-    text_PD: Tensor
-    """Text encoder, mean over tokens; zeros without text."""
-    image_PC: Tensor
-    """Image encoder, mean over patches; zeros without image."""
-    has_text_P: Tensor
-    has_image_P: Tensor
-
-    def take(self, row_B: Tensor) -> ProductFeatures:
-        """The products ``row_B``, in that order."""
-        return ProductFeatures(**{name: part[row_B] for name, part in vars(self).items()})
-
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """Layer-normalised blocks side by side, absent ones zero, and a mask of what is present.
-
-        Returns:
-            Both of shape (P, 2D + C).
-        """
-        blocks: list[Tensor] = []
-        masks: list[Tensor] = []
-        for part, present in (
-            (self.enc_PD, self.has_text_P | self.has_image_P),
-            (self.text_PD, self.has_text_P),
-            (self.image_PC, self.has_image_P),
-        ):
-            mask = present[:, None].to(part.dtype).expand_as(part)
-            blocks.append(F.layer_norm(part, part.shape[-1:]) * mask)
-            masks.append(mask)
-        return torch.cat(blocks, dim=1), torch.cat(masks, dim=1)
-
-
-class ProductProjection(nn.Module):
-    """Frozen product features to the space shared with queries.
-
-    Every feature is standardised over the catalogue first. Frozen encoders give all products much
-    the same vector plus a little; only the little tells them apart.
-    """
-
-    centre_X: Tensor
-    scale_X: Tensor
-
-    def __init__(self, inputs: int, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.register_buffer("centre_X", torch.zeros(inputs))
-        self.register_buffer("scale_X", torch.ones(inputs))
-        self.linear = nn.Linear(inputs, dim)
-        self.up = nn.Linear(inputs, hidden) if hidden else None
-        self.down = nn.Linear(hidden, dim) if hidden else None
-
-    @torch.no_grad()
-    def fit_(self, features: ProductFeatures) -> None:
-        """Take centre and scale of each feature over the products that have it."""
-        part_PX, present_PX = features.parts()
-        count_X = present_PX.sum(0).clamp_min(1)
-        centre_X = part_PX.sum(0) / count_X
-        spread_X = ((part_PX - centre_X).square() * present_PX).sum(0) / count_X
-        self.centre_X.copy_(centre_X)
-        self.scale_X.copy_(spread_X.sqrt().clamp_min(1e-4))
-
-    def standardise(self, features: ProductFeatures) -> Tensor:
-        """What ``forward`` takes: standardised features, zeros where absent, (P, X)."""
-        part_PX, present_PX = features.parts()
-        return (part_PX - self.centre_X) / self.scale_X * present_PX
-
-    def forward(self, input_PX: Tensor) -> Tensor:
-        """Standardised features to vectors, (P, E)."""
-        out_PE = self.linear(input_PX)
-        if self.up is not None and self.down is not None:
-            out_PE = out_PE + self.down(F.gelu(self.up(input_PX)))
-        return out_PE
 
 
 class QueryEncoder(nn.Module):
@@ -158,15 +52,16 @@ class QueryEncoder(nn.Module):
 
     def __init__(self, shape: TextShape, layers: int, dim: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TextLayer(shape) for _ in range(layers))
-        self.projection = nn.Linear(shape.width, dim)
+        self.layers = nn.ModuleList(shape.layer() for _ in range(layers))
+        self.readout = TextReadout(shape)
+        self.projection = nn.Linear(shape.pooled_width, dim)
 
     def pooled(self, x_BLD: Tensor, attend_BL: Tensor) -> Tensor:
-        """Normalised mean of the last states, (B, D)."""
+        """Normalised read-out of the last states, (B, T)."""
         for layer in self.layers:
             x_BLD = layer(x_BLD, attend_BL)
-        pooled_BD = mean_pool(x_BLD, attend_BL).float()
-        return F.layer_norm(pooled_BD, pooled_BD.shape[-1:])
+        pooled_BT = self.readout(x_BLD, attend_BL).float()
+        return F.layer_norm(pooled_BT, pooled_BT.shape[-1:])
 
     def forward(self, x_BLD: Tensor, attend_BL: Tensor) -> Tensor:
         return self.projection(self.pooled(x_BLD, attend_BL))
@@ -181,12 +76,12 @@ class DashClip(nn.Module):
     of its multimodal features, a query the output of the query encoder.
     """
 
-    def __init__(self, architecture: Architecture, tokenizer: Tokenizer, source: str) -> None:
+    def __init__(self, architecture: Architecture, tokenizer: Tokenizer, origins: Origins) -> None:
         super().__init__()
         self.architecture = architecture
         self.tokenizer = tokenizer
-        self.source = source
-        """Where the first text weights came from, one line."""
+        self.origins = origins
+        """Where the first weights of each part came from."""
         self.stage = 0
         """0 untrained, 1 after image-text pre-training, 2 after product-query alignment."""
         self.run: dict[str, object] = {}
@@ -196,9 +91,12 @@ class DashClip(nn.Module):
         text, image, dim = architecture.text, architecture.image, architecture.embedding_dim
         self.text = TextEncoder(text)
         self.image = ImageEncoder(image)
-        self.multimodal = MultimodalEncoder(text, image, architecture.fusion_layers)
-        self.itc_text = nn.Linear(text.width, dim, bias=False)
-        self.itc_image = nn.Linear(image.width, dim, bias=False)
+        self.multimodal = MultimodalEncoder(
+            text, image, architecture.fusion_layers, architecture.cross_norm
+        )
+        text_bias, image_bias = architecture.projection_bias
+        self.itc_text = nn.Linear(text.pooled_width, dim, bias=text_bias)
+        self.itc_image = nn.Linear(image.width, dim, bias=image_bias)
         self.itm_head = nn.Linear(text.width, 2)
         self.temperature = nn.Parameter(torch.tensor(0.07))
         self.query_encoder: QueryEncoder | None = None
@@ -220,14 +118,33 @@ class DashClip(nn.Module):
         max_text_tokens: int,
         max_query_tokens: int,
         generator: torch.Generator,
+        image_weights: ResolvedWeights | None = None,
+        trainable_image_layers: int | None = None,
     ) -> DashClip:
-        """An untrained model: text from ``weights``, everything else random.
+        """An untrained model: what the checkpoints hold from them, everything else random.
+
+        Args:
+            weights: Of the text encoder, from ``find_text_weights``.
+            image: Shape of a random image encoder; of it, a pretrained one heeds ``pixels`` alone.
+            fusion_layers: Last text layers with cross-attention.
+            trainable_text_layers: Last text layers that train.
+            embedding_dim: Size E of the vectors.
+            text_columns: Product columns that make its text, in order.
+            max_text_tokens: Longer product texts are cut.
+            max_query_tokens: Longer queries are cut.
+            generator: Of all random weights.
+            image_weights: Of the image encoder, from ``find_image_weights``; None is random. A
+                checkpoint that gives both encoders also gives what it holds of projections,
+                cross-attention and ITM head; ``origins`` says what came from where.
+            trainable_image_layers: Last image layers that train; None, or all, train what stands
+                before them too, and 0 freezes the whole image encoder.
 
         Raises:
-            ValueError: If more layers are to be fused or trained than the text encoder has, or
-                texts may be longer than its positions.
+            ValueError: If more layers are to be fused or trained than an encoder has, texts may be
+                longer than its positions, or a checkpoint does not fit.
         """
-        shape = RANDOM_TEXT if weights.path is None else read_text_shape(weights.path)
+        start = plan_start(weights, image_weights, image, embedding_dim)
+        shape = start.text
         if not 1 <= fusion_layers <= trainable_text_layers <= shape.layers:
             raise ValueError(
                 f"fusion_layers={fusion_layers} and trainable_text_layers={trainable_text_layers} "
@@ -239,23 +156,104 @@ class DashClip(nn.Module):
                 f"max_text_tokens={max_text_tokens} and max_query_tokens={max_query_tokens} must "
                 f"not exceed the {shape.positions} positions of the text encoder"
             )
+        image_layers = start.image.layers
+        if trainable_image_layers is not None and not 0 <= trainable_image_layers <= image_layers:
+            raise ValueError(
+                f"trainable_image_layers={trainable_image_layers} must be between 0 and "
+                f"{image_layers}, the layers of the image encoder"
+            )
+        given = start.projections
         architecture = Architecture(
             text=shape,
-            image=image,
+            image=start.image,
             fusion_layers=fusion_layers,
             frozen_text_layers=shape.layers - trainable_text_layers,
+            frozen_image_layers=(
+                0 if trainable_image_layers is None else image_layers - trainable_image_layers
+            ),
             embedding_dim=embedding_dim,
             text_columns=tuple(text_columns),
             max_text_tokens=max_text_tokens,
             max_query_tokens=max_query_tokens,
+            cross_norm="post" if start.origins.multimodal.pretrained else "pre",
+            projection_bias=(
+                given is not None and given.text.bias is not None,
+                given is not None and given.image.bias is not None,
+            ),
         )
-        model = cls(architecture, load_tokenizer(weights.path), weights.source)
+        model = cls(architecture, start.tokenizer, start.origins)
         initialise_(model, generator)
         # Orthogonal rows keep the cosines of the pretrained text encoder nearly as they were.
         nn.init.orthogonal_(model.itc_text.weight, generator=generator)
-        if weights.path is not None:
-            load_bert_(model.text, weights.path)
+        model._fill_(start, weights.path, image_weights.path if image_weights else None)
         return model
+
+    def _fill_(self, start: Start, text_path: Path | None, image_path: Path | None) -> None:
+        if text_path is not None:
+            load_text_(self.text, text_path)
+        if image_path is not None:
+            load_image_(self.image, image_path)
+        if text_path is not None and start.origins.multimodal.pretrained:
+            # Frozen layers must see [CLS], for they run once for text and image alike.
+            whole = not self.architecture.frozen_text_layers
+            rows = enc_for_cls(start.tokenizer, start.text) if whole else None
+            load_fusion_(self.multimodal, self.text, text_path, rows)
+        given = start.projections
+        if given is None:
+            return
+        self.itc_text.load_state_dict(given.text.state_dict())
+        self.itc_image.load_state_dict(given.image.state_dict())
+        if given.temperature is not None:
+            nn.init.constant_(self.temperature, given.temperature)
+
+    def trained_layers(self) -> dict[Literal["text", "image"], list[nn.Module]]:
+        """What stage 1 trains of each encoder; below are frozen layers."""
+        shape = self.architecture
+        text = [*self.text.layers[shape.frozen_text_layers :], self.text.readout]
+        if not shape.frozen_image_layers:
+            return {"text": text, "image": [self.image]}
+        image = [*self.image.layers[shape.frozen_image_layers :]]
+        if image:
+            image.append(self.image.norm)
+            if self.image.attention_pool is not None:
+                image.append(self.image.attention_pool)
+        return {"text": text, "image": image}
+
+    def add_lora_(self, rank: int, alpha: float, generator: torch.Generator) -> None:
+        """Train pretrained layers through low-rank adapters only; see ``embeddings.lora``.
+
+        The text encoder counts as pretrained, and the image encoder if it is.
+        """
+        layers = self.trained_layers()
+        adapted = layers["text"] + (layers["image"] if self.origins.image.pretrained else [])
+        add_lora_(adapted, rank, alpha, generator)
+
+    def trained_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What stage 1 trains but for the temperature: what starts pretrained, what starts random.
+
+        The text encoder and its projection count as pretrained whatever they are. Under adapters
+        these stand for the weights they adapt. What is in neither list is frozen.
+        """
+        layers, origins = self.trained_layers(), self.origins
+        pretrained = [*layers["text"], self.itc_text]
+        new: list[nn.Module] = []
+        for parts, origin in (
+            (layers["image"], origins.image),
+            ([self.multimodal], origins.multimodal),
+            ([self.itc_image], origins.projections),
+            ([self.itm_head], origins.itm_head),
+        ):
+            (pretrained if origin.pretrained else new).extend(parts)
+        old, fresh = (
+            [p for part in parts for p in part.parameters() if p.requires_grad or not lora]
+            for parts, lora in ((pretrained, has_lora(self)), (new, False))
+        )
+        return old, fresh
+
+    @property
+    def source(self) -> str:
+        """Where the first text weights came from, one line."""
+        return self.origins.text.source
 
     @property
     def dim(self) -> int:
@@ -274,11 +272,15 @@ class DashClip(nn.Module):
             self._precision = choose_precision(self.text, self.device)
         return self._precision
 
+    def use_precision(self, precision: Precision) -> None:
+        """Fix the arithmetic, for a run that goes on elsewhere than where it began."""
+        self._precision = precision
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 over weights, architecture and tokenizer: names the vectors this model makes."""
         return checkpoint.fingerprint(
-            self.state_dict(), self.architecture.model_dump_json(), self.tokenizer.to_str()
+            self._plain().state_dict(), self.architecture.model_dump_json(), self.tokenizer.to_str()
         )
 
     def embed_products(
@@ -314,7 +316,7 @@ class DashClip(nn.Module):
             input_PX = self.product_projection.standardise(features)
             vector_PE = F.normalize(self.product_projection(input_PX), dim=1)
         else:
-            text_PE = F.normalize(self.itc_text(features.text_PD), dim=1)
+            text_PE = F.normalize(self.itc_text(features.text_PT), dim=1)
             image_PE = F.normalize(self.itc_image(features.image_PC), dim=1)
             vector_PE = F.normalize(
                 text_PE * features.has_text_P[:, None] + image_PE * features.has_image_P[:, None],
@@ -334,11 +336,11 @@ class DashClip(nn.Module):
             with self.precision.autocast(self.device):
                 x_BLD = self.query_states(id_BL, attend_BL)
                 if self.query_encoder is not None:
-                    pooled_BD = self.query_encoder.pooled(x_BLD, attend_BL)
+                    pooled_BT = self.query_encoder.pooled(x_BLD, attend_BL)
                 else:
-                    pooled_BD = mean_pool(x_BLD, attend_BL)
+                    pooled_BT = self.text.pool(x_BLD, attend_BL)
             projection = self.query_encoder.projection if self.query_encoder else self.itc_text
-            out_QE[row_B] = F.normalize(projection(pooled_BD.float()), dim=1).cpu()
+            out_QE[row_B] = F.normalize(projection(pooled_BT.float()), dim=1).cpu()
         return out_QE.numpy()
 
     def query_states(self, id_BL: Tensor, attend_BL: Tensor) -> Tensor:
@@ -369,7 +371,7 @@ class DashClip(nn.Module):
             has_image_P = torch.from_numpy(images.present_P)
         features = ProductFeatures(
             enc_PD=torch.zeros(count, shape.text.width),
-            text_PD=torch.zeros(count, shape.text.width),
+            text_PT=torch.zeros(count, shape.text.pooled_width),
             image_PC=torch.zeros(count, shape.image.width),
             has_text_P=has_text_P,
             has_image_P=has_image_P,
@@ -382,7 +384,7 @@ class DashClip(nn.Module):
             for part_B in (row_B[has_image_P[row_B]], row_B[~has_image_P[row_B]]):
                 if len(part_B):
                     self._fill_features_(features, part_B, tokens, images)
-        features.text_PD.mul_(has_text_P[:, None])
+        features.text_PT.mul_(has_text_P[:, None])
         return features
 
     def _fill_features_(
@@ -397,11 +399,11 @@ class DashClip(nn.Module):
         with self.precision.autocast(self.device):
             x_BLD = self.text.run(self.text.embed(id_BL), attend_BL, first=0, last=first)
             state_BLD = self.text.run(x_BLD, attend_BL, first=first, last=last)
-            features.text_PD[row_B] = mean_pool(state_BLD, attend_BL).float().cpu()
+            features.text_PT[row_B] = self.text.pool(state_BLD, attend_BL).float().cpu()
             keys_values = None
             if images is not None and bool(features.has_image_P[row_B[0]]):
                 image_BIC = self.image(scale_pixels(images.pixel_PSS3[row_B.numpy()], self.device))
-                features.image_PC[row_B] = image_BIC.float().mean(1).cpu()
+                features.image_PC[row_B] = self.image.pool(image_BIC.float()).float().cpu()
                 keys_values = self.multimodal.keys_values(image_BIC)
             enc_BD = self.multimodal(self.text, x_BLD, attend_BL, keys_values, first=first)
             features.enc_PD[row_B] = enc_BD.float().cpu()
@@ -419,36 +421,45 @@ class DashClip(nn.Module):
             raise ValueError(f"query_layers={query_layers} must be between 1 and {layers}")
         if self.stage >= 2:
             raise ValueError("this model went through stage 2 already; start from its stage 1")
-        aligned = copy.deepcopy(self)
+        aligned = self._plain(copied=True)
         aligned.architecture = self.architecture.model_copy(
             update={"query_layers": query_layers, "projection_width": projection_width}
         )
         aligned._add_alignment_parts()
         assert aligned.query_encoder is not None
         for own, source in zip(
-            aligned.query_encoder.layers, self.text.layers[layers - query_layers :], strict=True
+            aligned.query_encoder.layers, aligned.text.layers[layers - query_layers :], strict=True
         ):
             own.load_state_dict(source.state_dict())
+        aligned.query_encoder.readout.load_state_dict(aligned.text.readout.state_dict())
         return aligned.to(self.device)
+
+    def _plain(self, *, copied: bool = False) -> DashClip:
+        """This model without adapters: itself, if it has none and no copy is wanted."""
+        return merge_lora_(copy.deepcopy(self)) if copied or has_lora(self) else self
 
     def _add_alignment_parts(self) -> None:
         shape = self.architecture
-        inputs = 2 * shape.text.width + shape.image.width
+        inputs = shape.text.width + shape.text.pooled_width + shape.image.width
         self.query_encoder = QueryEncoder(shape.text, shape.query_layers, shape.embedding_dim)
         self.product_projection = ProductProjection(
             inputs, shape.embedding_dim, shape.projection_width
         )
 
     def save_(self, folder: str | Path) -> Path:
-        """Write the model as a folder, whole or not at all; see ``embeddings.checkpoint``."""
+        """Write the model as a folder, whole or not at all; see ``embeddings.checkpoint``.
+
+        Adapters are merged in what is written, and stay in the model.
+        """
         record = {
             "architecture": self.architecture.model_dump(mode="json"),
-            "source": self.source,
+            "origins": self.origins.model_dump(mode="json"),
             "stage": self.stage,
             "run": self.run,
             "history": self.history,
         }
-        return checkpoint.write_(Path(folder), self.state_dict(), self.tokenizer.to_str(), record)
+        tensors = self._plain().state_dict()
+        return checkpoint.write_(Path(folder), tensors, self.tokenizer.to_str(), record)
 
     @classmethod
     def load(cls, folder: str | Path) -> DashClip:
@@ -462,7 +473,7 @@ class DashClip(nn.Module):
         model = cls(
             Architecture.model_validate(record["architecture"]),
             Tokenizer.from_str(tokenizer),
-            record["source"],
+            Origins.model_validate(record["origins"]),
         )
         try:
             model.load_state_dict(tensors)
@@ -472,6 +483,6 @@ class DashClip(nn.Module):
         return model
 
 
-def scale_pixels(pixel_BSS3: NDArray[np.uint8], device: torch.device) -> Tensor:
+def scale_pixels(pixel_BSS3: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
     """Bytes to floats in [-2, 2], shape kept."""
-    return torch.from_numpy(pixel_BSS3).to(device).float().div_(63.75).sub_(2.0)
+    return torch.as_tensor(pixel_BSS3).to(device).float().div_(63.75).sub_(2.0)

