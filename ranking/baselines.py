@@ -6,7 +6,6 @@ Shape letters: N rows, F sparse features, C dense columns (derived features incl
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +21,7 @@ from scipy.special import expit
 from features.embedding_join import Vectors
 from features.examples import Examples
 from ranking.checkpoint import published_folder, read_verified, write_manifest
-from ranking.columns import VECTOR_COLUMNS, dense_columns, tree_columns
+from ranking.columns import dense_columns, tree_columns, tree_names
 from ranking.contract import InputSignature, Progress, check_examples, check_fit_inputs
 from ranking.metrics import log_loss_nats
 
@@ -266,7 +265,7 @@ class LightGBMRanker:
             ValueError: As ``ClickModel.fit``.
         """
         self.signature_ = check_fit_inputs(train, validation, vectors)
-        names = _tree_names((*train.sparse_names, *train.dense_names, *_vector_names(vectors)))
+        names = tree_names(self.signature_)
         parameters = {
             "objective": "binary",
             "metric": "binary_logloss",
@@ -332,15 +331,6 @@ class LightGBMRanker:
         text = read_verified(Path(folder), "trees.txt").decode()
         model.booster_ = lightgbm.Booster(model_str=text)
         return model
-
-
-def _vector_names(vectors: Vectors | None) -> tuple[str, ...]:
-    return () if vectors is None else VECTOR_COLUMNS
-
-
-def _tree_names(names: tuple[str, ...]) -> list[str]:
-    """The names without the characters that LightGBM's text format forbids, all distinct."""
-    return [f"{number}_{re.sub(r'[^0-9A-Za-z_.]', '_', name)}" for number, name in enumerate(names)]
 
 
 def _progress_callback(progress: Progress) -> Any:

@@ -28,16 +28,13 @@ import hashlib
 import json
 import os
 import stat
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from features.embedding_join import VectorRows
 from ranking.checkpoint import file_sha256
 from ranking.contract import InputSignature
+from ranking.onnx_file import read_onnx
 
 FORMAT = "adtower-bundle-2"
 
@@ -48,6 +45,7 @@ PRODUCT_VECTORS = "product_vectors"
 QUERY_VECTORS = "query_vectors"
 GOLDEN_FILE = "golden.parquet"
 CERTIFICATE_FILE = "certificate.json"
+MODEL_CARD_FILE = "model_card.md"
 GOLDEN_SCORE = "expected_p_click"
 """The column of ``golden.parquet`` that holds the trained model's scores."""
 
@@ -72,6 +70,12 @@ class Member:
     file: str
     """Its file in the bundle."""
     uses_vectors: bool
+
+    def signature_of(self, manifest: BundleManifest) -> InputSignature:
+        """Return what this member is fed: all of the bundle's inputs, or all but the vectors."""
+        if self.uses_vectors:
+            return manifest.signature
+        return replace(manifest.signature, vectors_fingerprint=None, vectors_dim=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +212,7 @@ def open_bundle(folder: str | Path, *, vectors: str | Path | None = None) -> Bun
         _verify(folder / name, record)
     manifest = BundleManifest.from_json(fields)
     for member in manifest.members:
-        if member.file not in files:
-            raise ValueError(f"{folder} lists no file {member.file!r} of member {member.name!r}")
+        _check_member(folder, member, files)
     products, queries = _vector_stores(folder, manifest, None if vectors is None else Path(vectors))
     return Bundle(
         folder=folder,
@@ -231,26 +234,6 @@ def seal_(folder: Path, manifest: BundleManifest) -> None:
     content = (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
     (folder / MANIFEST_FILE).write_bytes(content)
     (folder / SEAL_FILE).write_bytes(_seal_of(content))
-
-
-def onnx_inputs(
-    sparse_NF: NDArray[np.integer], dense_NC: NDArray[np.floating], rows: VectorRows | None
-) -> dict[str, NDArray]:
-    """Return what ``model.onnx`` is fed, by input name.
-
-    ``sparse`` int64 (N, F), ``dense`` (N, C) and, where the model uses vectors, ``product``,
-    ``query``, ``history`` (N, D) and ``present`` (N, 3), all float32.
-    """
-    inputs: dict[str, NDArray] = {
-        "sparse": np.ascontiguousarray(sparse_NF, np.int64),
-        "dense": np.ascontiguousarray(dense_NC, np.float32),
-    }
-    if rows is not None:
-        inputs["product"] = rows.product_ND
-        inputs["query"] = rows.query_ND
-        inputs["history"] = rows.history_ND
-        inputs["present"] = rows.present_N3
-    return inputs
 
 
 def _sealed_manifest(folder: Path) -> dict[str, Any]:
@@ -314,6 +297,17 @@ def _verify(path: Path, record: FileRecord) -> None:
             f"{path} has SHA-256 {found[:12]}…, but {MANIFEST_FILE} says "
             f"{str(record.sha256)[:12]}…; the file was changed or damaged after it was written"
         )
+
+
+def _check_member(folder: Path, member: Member, files: dict[str, FileRecord]) -> None:
+    if member.file not in files:
+        raise ValueError(f"{folder} lists no file {member.file!r} of member {member.name!r}")
+    if member.kind == "onnx":
+        sizes = {name: record.size_bytes for name, record in files.items()}
+        try:
+            read_onnx((folder / member.file).read_bytes(), sizes)
+        except ValueError as error:
+            raise ValueError(f"{folder / member.file}: {error}") from error
 
 
 def _vector_stores(

@@ -5,11 +5,14 @@ Shape letters: N rows, F sparse features, C dense columns.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
 from features.embedding_join import DERIVED_NAMES, Vectors, derived_features, gather_vectors
 from features.examples import Examples
+from ranking.contract import InputSignature
 
 VECTOR_COLUMNS = (*DERIVED_NAMES, "has_product_vector", "has_query_vector", "has_history_vector")
 """The dense columns that such models get from vectors."""
@@ -34,3 +37,10 @@ def tree_columns(examples: Examples, vectors: Vectors | None) -> NDArray[np.floa
     # float64, because float32 cannot tell ids above 2**24 apart.
     dense_NC = dense_columns(examples, vectors)
     return np.concatenate([examples.sparse_NF, dense_NC], axis=1, dtype=np.float64)
+
+
+def tree_names(signature: InputSignature) -> list[str]:
+    """Return the names of those columns, without the characters LightGBM forbids, all distinct."""
+    vectors = () if signature.vectors_fingerprint is None else VECTOR_COLUMNS
+    names = (*signature.sparse_names, *signature.dense_names, *vectors)
+    return [f"{number}_{re.sub(r'[^0-9A-Za-z_.]', '_', name)}" for number, name in enumerate(names)]

@@ -1,58 +1,70 @@
 """Turn a trained click model into a bundle, and prove it before it is published.
 
-Shape letters: B batch, F sparse features, C dense columns, D size of the given vectors.
+Shape letters: N impressions.
 """
 
 from __future__ import annotations
 
-import json
 import platform
-import warnings
-from copy import deepcopy
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import polars as pl
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from numpy.typing import NDArray
 
 from embeddings.store import VectorStore
+from features.columns import as_frame
 from features.embedding_join import Vectors, join_vectors
+from features.examples import Examples
 from features.pipeline import FeaturePipeline
 from ranking.baselines import LightGBMRanker, LogisticRegression
 from ranking.bundle import (
     CERTIFICATE_FILE,
     FEATURES,
     GOLDEN_FILE,
-    GOLDEN_SCORE,
-    OUTPUT_NAME,
+    MODEL_CARD_FILE,
     PRODUCT_VECTORS,
     QUERY_VECTORS,
     BundleManifest,
     Member,
     seal_,
 )
-from ranking.calibration import Calibrator, Platt
-from ranking.certificate import TOLERANCE, certify
+from ranking.calibration import Calibrator, Isotonic
+from ranking.certificate import (
+    THRESHOLDS_FILE,
+    TOLERANCE,
+    parity_check,
+    verify_bundle,
+)
 from ranking.checkpoint import published_folder
-from ranking.contract import ClickModel, InputSignature
-from ranking.model import ClickNetwork, FusedTables, GatherTables
+from ranking.columns import tree_columns
+from ranking.contract import ClickModel
+from ranking.ensemble import Ensemble, signature_of
+from ranking.golden import band_of, golden_cases, golden_table, random_rows, threshold_rows
+from ranking.lowering import write_logistic_, write_network_
+from ranking.model_card import CardFacts, card_text
+from ranking.quantise import Int8Gate, with_rounded_tables
 from ranking.score import Scorer
 from ranking.tower import TowerRanker
 
-_GOLDEN_ROWS = 64
-_ONNX_FILE, _TREES_FILE = "model.onnx", "trees.txt"
-_OPSET = 20
-# protobuf ends at 2 GB; above this the weights lie in a file beside the graph.
-_INLINE_BYTES = 1_500_000_000
-_LIBRARIES = ("torch", "torchrec", "onnx", "onnxscript", "lightgbm", "polars", "numpy")
+RANDOM_ROWS = 10_000
+"""Rows with every column drawn by itself that the bundle is compared with the model on."""
+
+_SEED = 0
+_LIBRARIES = (
+    "adtower", "torch", "torchrec", "fbgemm-gpu-cpu", "onnx", "onnxruntime", "lightgbm", "polars",
+    "numpy", "scipy", "pydantic",
+)  # fmt: skip
 
 
 def export_bundle(
-    model: ClickModel,
+    model: ClickModel | Ensemble,
     pipeline: FeaturePipeline,
     product_store: VectorStore | None,
     query_store: VectorStore | None,
@@ -60,207 +72,199 @@ def export_bundle(
     out: str | Path,
     *,
     calibrator: Calibrator | None = None,
+    int8_tables: bool = False,
+    vectors_place: Literal["inside", "pointer"] = "inside",
+    facts: CardFacts | None = None,
+    more_files: Callable[[Path], object] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Path:
     """Write a bundle, after it has scored as the trained model does; otherwise write nothing.
 
     Args:
-        model: A fitted tower, logistic regression or LightGBM model.
+        model: A fitted tower, logistic regression or LightGBM model, or an ensemble of them.
         pipeline: The fitted pipeline that made its training examples.
         product_store, query_store: The vectors it was fitted with; ignored if it uses none.
-        sample: Raw impressions to prove the export with, at least one and best some hundreds. The
-            first 64 become the golden rows.
+        sample: Raw impressions to prove the export with, at least one and best some thousands
+            that the model was not trained on. The first 256 become golden rows.
         out: A folder that does not exist yet.
-        calibrator: Calibrates the bundle's scores; a Platt goes inside ``model.onnx``.
-        tolerance: Largest distance between the bundle's and the model's probabilities.
+        calibrator: Calibrates the bundle's scores, inside the graph where one network scores.
+        int8_tables: Store the id tables of towers in one byte a value, if the labelled sample
+            loses no more than ``ranking.quantise`` allows.
+        vectors_place: "inside" copies the vectors into the bundle; "pointer" leaves their
+            fingerprint, and the reader names the stores.
+        facts: What the model card says of the data.
+        more_files: Called with the bundle's folder to write further files into it, such as a
+            query encoder, before the proof.
+        tolerance: Largest distance between the bundle's and the model's probabilities. Isotonic
+            calibration is steep in places, so there the distance counts before calibration.
 
     Returns:
         ``out``.
 
     Raises:
         ValueError: If the model cannot be exported, the vectors are not those it was fitted with,
-            ``out`` exists, or a case of the certificate fails.
+            ``out`` exists, int8 costs too much, or a check of the certificate fails.
     """
     out = Path(out)
+    sample = as_frame(sample)
     if len(sample) == 0:
         raise ValueError("sample has no rows; the export proves itself on raw impressions")
-    signature = _signature_of(model)
+    members = _members_of(model)
     vectors = _joined(model, pipeline, product_store, query_store)
-    signature.check(pipeline.transform(sample.head(1)), vectors)
-    inside = isinstance(calibrator, Platt) and not isinstance(model, LightGBMRanker)
+    signature = signature_of(model)
+    examples = pipeline.transform(sample)
+    signature.check(examples, vectors)
+    gate = None
+    if int8_tables:
+        model, gate = _rounded(model, examples, vectors)
+        members = _members_of(model)
+    inside = calibrator is not None and len(members) == 1 and _is_network(members[0])
     manifest = BundleManifest(
         name=model.name,
-        members=(_member(model),),
-        average="logit",
+        members=tuple(_member(one, number, len(members)) for number, one in enumerate(members)),
+        average=model.of if isinstance(model, Ensemble) else "logit",
         signature=signature,
-        vectors="none" if vectors is None else "inside",
+        vectors="none" if vectors is None else vectors_place,
         calibration=None if calibrator is None else calibrator.to_dict(),
         calibration_inside=inside,
-        versions={"python": platform.python_version(), **{n: version(n) for n in _LIBRARIES}},
+        versions=_versions(),
     )
+    calibrate = None if calibrator is None else calibrator.calibrate
+    slack = tolerance if isinstance(calibrator, Isotonic) else 0.0
+
+    def predict(raw: pl.DataFrame, given: Vectors | None) -> NDArray[np.float64]:
+        return model.predict_proba(pipeline.transform(raw), given)
+
     with published_folder(out) as folder:
-        if isinstance(model, LightGBMRanker):
-            (folder / _TREES_FILE).write_text(model.booster_.model_to_string(), encoding="utf-8")
-        else:
-            platt = calibrator if isinstance(calibrator, Platt) else None
-            write_onnx(_network_of(model, platt), signature, folder / _ONNX_FILE)
+        for one, member in zip(members, manifest.members, strict=True):
+            path = folder / member.file
+            _write_member_(one, path, calibrator if inside else None, int8_tables)
         pipeline.save_(folder / FEATURES)
-        if vectors is not None:
-            assert product_store is not None and query_store is not None
+        if vectors is not None and vectors_place == "inside":
+            assert product_store is not None
+            assert query_store is not None
             _copy_store(product_store, folder / PRODUCT_VECTORS)
             _copy_store(query_store, folder / QUERY_VECTORS)
-        golden = sample.head(_GOLDEN_ROWS)
-        expected_N = model.predict_proba(pipeline.transform(golden), vectors)
-        if calibrator is not None:
-            expected_N = calibrator.calibrate(expected_N)
-        golden.with_columns(pl.Series(GOLDEN_SCORE, expected_N)).write_parquet(folder / GOLDEN_FILE)
-        # The scorer reads only what a manifest lists, so there is one before the certificate and
-        # one that lists the certificate too.
+        cases = golden_cases(sample, pipeline, seed=_SEED)
+        golden = golden_table(cases, predict, vectors, calibrate, slack=slack)
+        golden.write_parquet(folder / GOLDEN_FILE)
+        _write_thresholds_(members, manifest, pipeline, sample, vectors, folder)
+        p_N = model.predict_proba(examples, vectors)
+        p_N = p_N if calibrate is None else calibrate(p_N)
+        card = card_text(manifest, sample, examples, p_N, facts or CardFacts(), gate)
+        (folder / MODEL_CARD_FILE).write_text(card, encoding="utf-8")
+        if more_files is not None:
+            more_files(folder)
+        # What is checked is a whole bundle; afterwards it is sealed again with its certificate.
         seal_(folder, manifest)
-        certificate = certify(
-            Scorer.load(folder),
-            model,
-            pipeline,
-            vectors,
-            sample,
-            calibrate=None if calibrator is None else calibrator.calibrate,
-            tolerance=tolerance,
-        )
-        text = json.dumps(asdict(certificate), indent=2) + "\n"
-        (folder / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
+        with _pointed_to(product_store, query_store, manifest) as stores:
+            certificate = verify_bundle(folder, vectors=stores, tolerance=tolerance)
+            if certificate.passed:
+                scorer = Scorer.load(folder, vectors=stores)
+                raw = random_rows(sample, RANDOM_ROWS, seed=_SEED + 1)
+                band = band_of(predict(raw, vectors), calibrate, slack)
+                check = parity_check(
+                    "against_model.random", scorer.score(raw), *band[1:], tolerance
+                )
+                certificate = replace(certificate, checks=(*certificate.checks, check))
+        if not certificate.passed:
+            raise ValueError(
+                f"the bundle does not score as the trained model does (tolerance {tolerance:g}), "
+                f"so nothing was written. {certificate.failures}"
+            )
+        (folder / CERTIFICATE_FILE).write_text(certificate.to_json(), encoding="utf-8")
         seal_(folder, manifest)
     return out
 
 
-class ServedNetwork(nn.Module):
-    """A click network as it is served: tables lowered to one Gather, probabilities calibrated."""
-
-    def __init__(self, network: nn.Module, platt: Platt | None) -> None:
-        super().__init__()
-        self.network = network
-        self.slope = 1.0 if platt is None else platt.slope
-        self.intercept = 0.0 if platt is None else platt.intercept
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Return P(click), shape (B,)."""
-        return torch.sigmoid(self.slope * self.network(*inputs) + self.intercept)
+def _members_of(model: ClickModel | Ensemble) -> list[ClickModel]:
+    members = model.members if isinstance(model, Ensemble) else [model]
+    for member in members:
+        if not isinstance(member, (TowerRanker, LogisticRegression, LightGBMRanker)):
+            raise ValueError(
+                f"a {member.name!r} model cannot be exported; a tower, logistic_regression or "
+                "lightgbm model can. A base rate is one number and needs no bundle"
+            )
+    return members
 
 
-class LogisticNetwork(nn.Module):
-    """A fitted logistic regression as a network over the same inputs as a tower."""
-
-    first_weight_F: Tensor
-
-    def __init__(self, model: LogisticRegression) -> None:
-        super().__init__()
-        first_F = model.first_weight_F
-        ids = int(first_F[-1])
-        weight_W1 = torch.from_numpy(model.weight_W[:ids, None].astype(np.float32))
-        self.id_weights = nn.Embedding.from_pretrained(weight_W1, freeze=True)
-        self.register_buffer("first_weight_F", torch.from_numpy(first_F[:-1].copy()))
-        scaled_C = model.weight_W[ids:] / model.deviation_C
-        self.dense = nn.Linear(len(scaled_C), 1)
-        with torch.no_grad():
-            self.dense.weight.copy_(torch.from_numpy(scaled_C[None, :]))
-            self.dense.bias.fill_(model.intercept_ - float(scaled_C @ model.mean_C))
-
-    def forward(self, sparse_BF: Tensor, dense_BC: Tensor, *vectors: Tensor) -> Tensor:
-        """Return the logits, shape (B,)."""
-        if vectors:
-            product_BD, query_BD, history_BD, present_B3 = vectors
-            unit_BD = functional.normalize(product_BD)
-            cosines = [
-                (unit_BD * functional.normalize(other_BD)).sum(1, keepdim=True)
-                for other_BD in (query_BD, history_BD)
-            ]
-            dense_BC = torch.cat([dense_BC, *cosines, present_B3], dim=1)
-        logit_B1 = self.id_weights(sparse_BF + self.first_weight_F).sum(dim=1)
-        return (logit_B1 + self.dense(dense_BC)).squeeze(1)
+def _is_network(model: ClickModel) -> bool:
+    return not isinstance(model, LightGBMRanker)
 
 
-def lowered(network: ClickNetwork) -> ClickNetwork:
-    """Return a copy whose id tables are one matrix and one Gather.
-
-    Exported as they are, torchrec's tables become a ``Loop`` a feature, a hundred times slower.
-    """
-    tables = network.production.tables
-    # The fused tables cannot be copied, so they step aside while the rest is.
-    network.production.tables = None
-    try:
-        copied = deepcopy(network)
-    finally:
-        network.production.tables = tables
-    if isinstance(tables, FusedTables):
-        copied.production.tables = GatherTables(tables.weights())
-    return copied
-
-
-def write_onnx(network: nn.Module, signature: InputSignature, path: Path) -> None:
-    """Write a network as ONNX with a batch of any size; inputs as ``ranking.bundle.onnx_inputs``.
-
-    Raises:
-        ValueError: If the graph holds a ``Loop``, which would be slow.
-    """
-    # A batch of more than one, because the exporter takes a one for a constant.
-    example = [
-        torch.zeros(3, len(signature.sparse_names), dtype=torch.int64),
-        torch.zeros(3, len(signature.dense_names)),
-    ]
-    names = ["sparse", "dense"]
-    if signature.vectors_dim is not None:
-        example += [torch.ones(3, signature.vectors_dim) for _ in range(3)] + [torch.ones(3, 3)]
-        names += ["product", "query", "history", "present"]
-    batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings():
-        # The exporter warns of its own internals, which nobody here can mend.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network.eval(),
-            tuple(example),
-            dynamo=True,
-            # Once more in a tuple, because forward takes them as one ``*inputs``.
-            dynamic_shapes=(tuple({0: batch} for _ in example),),
-            input_names=names,
-            output_names=[OUTPUT_NAME],
-            opset_version=_OPSET,
-            verbose=False,
-        )
-    assert program is not None
-    operators = {node.op_type for node in program.model.graph}
-    if "Loop" in operators:
-        raise ValueError("the exported graph holds a Loop; were the id tables not lowered?")
-    size = sum(p.numel() * p.element_size() for p in network.state_dict().values())
-    program.save(path, external_data=size > _INLINE_BYTES)
-
-
-def _member(model: ClickModel) -> Member:
-    trees = isinstance(model, LightGBMRanker)
+def _member(model: ClickModel, number: int, of: int) -> Member:
+    stem, ending = ("model", "onnx") if _is_network(model) else ("trees", "txt")
     return Member(
         name=model.name,
-        kind="lightgbm" if trees else "onnx",
-        file=_TREES_FILE if trees else _ONNX_FILE,
+        kind="onnx" if _is_network(model) else "lightgbm",
+        file=f"{stem}.{ending}" if of == 1 else f"{stem}_{number}.{ending}",
         uses_vectors=model.uses_vectors,
     )
 
 
-def _network_of(model: ClickModel, platt: Platt | None) -> nn.Module:
+def _write_member_(
+    model: ClickModel, path: Path, calibrator: Calibrator | None, int8_tables: bool
+) -> None:
     if isinstance(model, TowerRanker):
-        return ServedNetwork(lowered(model.network_), platt)
-    assert isinstance(model, LogisticRegression)
-    return ServedNetwork(LogisticNetwork(model), platt)
+        network, signature = model.network_, model.signature_
+        write_network_(network, signature, path, calibrator=calibrator, int8_tables=int8_tables)
+    elif isinstance(model, LogisticRegression):
+        write_logistic_(model, path, calibrator=calibrator)
+    else:
+        assert isinstance(model, LightGBMRanker)
+        path.write_text(model.booster_.model_to_string(), encoding="utf-8")
 
 
-def _signature_of(model: ClickModel) -> InputSignature:
-    if not isinstance(model, (TowerRanker, LogisticRegression, LightGBMRanker)):
+def _write_thresholds_(
+    members: list[ClickModel],
+    manifest: BundleManifest,
+    pipeline: FeaturePipeline,
+    sample: pl.DataFrame,
+    vectors: Vectors | None,
+    folder: Path,
+) -> None:
+    """Rows on the splits of every LightGBM member, with what its trees in memory say."""
+    first = pipeline.transform(sample.head(1))
+    arrays: dict[str, NDArray] = {}
+    for model, member in zip(members, manifest.members, strict=True):
+        if isinstance(model, LightGBMRanker):
+            base_T = tree_columns(first, vectors if model.uses_vectors else None)[0]
+            row_MT = threshold_rows(model.booster_.dump_model(), base_T)
+            arrays[f"{member.file}.rows"] = row_MT
+            arrays[f"{member.file}.expected"] = np.asarray(model.booster_.predict(row_MT))
+    if arrays:
+        np.savez(folder / THRESHOLDS_FILE, allow_pickle=False, **arrays)
+
+
+def _rounded(
+    model: ClickModel | Ensemble, examples: Examples, vectors: Vectors | None
+) -> tuple[ClickModel | Ensemble, Int8Gate]:
+    """The model with its towers' tables rounded to int8, and what that costs on labelled rows."""
+    if examples.label_N is None:
+        raise ValueError("int8 tables were asked for, but the sample carries no labels to judge by")
+    rounded: ClickModel | Ensemble
+    if isinstance(model, TowerRanker):
+        rounded = with_rounded_tables(model)
+    elif isinstance(model, Ensemble) and any(isinstance(m, TowerRanker) for m in model.members):
+        members = [
+            with_rounded_tables(m) if isinstance(m, TowerRanker) else m for m in model.members
+        ]
+        rounded = Ensemble(members, of=model.of)
+    else:
         raise ValueError(
-            f"a {model.name!r} model cannot be exported; a tower, logistic_regression or lightgbm "
-            "model can. A base rate is one number and needs no bundle"
+            f"int8 tables were asked for, but a {model.name!r} model has no id tables; a tower has"
         )
-    return model.signature_
+    gate = Int8Gate.measure(
+        examples.label_N,
+        model.predict_proba(examples, vectors),
+        rounded.predict_proba(examples, vectors),
+    )
+    gate.check()
+    return rounded, gate
 
 
 def _joined(
-    model: ClickModel,
+    model: ClickModel | Ensemble,
     pipeline: FeaturePipeline,
     product_store: VectorStore | None,
     query_store: VectorStore | None,
@@ -273,6 +277,22 @@ def _joined(
     return join_vectors(product_store, query_store, pipeline.product_ids_, pipeline.query_ids_)
 
 
+@contextmanager
+def _pointed_to(
+    product_store: VectorStore | None, query_store: VectorStore | None, manifest: BundleManifest
+) -> Iterator[Path | None]:
+    """Where a bundle without vectors of its own finds them while it is checked."""
+    if manifest.vectors != "pointer":
+        yield None
+        return
+    assert product_store is not None
+    assert query_store is not None
+    with TemporaryDirectory() as folder:
+        _copy_store(product_store, Path(folder) / "products")
+        _copy_store(query_store, Path(folder) / "queries")
+        yield Path(folder)
+
+
 def _copy_store(store: VectorStore, folder: Path) -> None:
     VectorStore.write_(
         folder,
@@ -282,3 +302,15 @@ def _copy_store(store: VectorStore, folder: Path) -> None:
         encoder_fingerprint=store.manifest.encoder_fingerprint,
         data_fingerprint=store.manifest.data_fingerprint,
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and of what is installed among the libraries that matter."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            # The GPU build of fbgemm has another name, and adtower may run from its sources.
+            continue
+    return versions

@@ -8,15 +8,22 @@ Shape letters: N impressions, M members of an ensemble.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.embedding_join import Vectors, gather_vectors
+from features.embedding_join import Vectors
 from features.examples import Examples
-from ranking.bundle import OUTPUT_NAME, Average, Bundle, BundleManifest, Member, onnx_inputs
+from ranking.bundle import OUTPUT_NAME, Average, Bundle, BundleManifest, Member
+from ranking.columns import tree_columns, tree_names
 from ranking.contract import check_examples
+from ranking.feeds import FeatureSplit, graph_feed
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
+    from onnxruntime import InferenceSession
 
 Predict = Callable[[Examples, Vectors | None], NDArray[np.floating]]
 """Takes N checked impressions and returns their probabilities, shape (N,)."""
@@ -101,32 +108,63 @@ def _loaded(bundle: Bundle, member: Member, threads: int) -> Predict:
     return lambda examples, _: predict(examples, None)
 
 
-def _network(bundle: Bundle, member: Member, threads: int) -> Predict:
+def open_session(path: Path, *, threads: int = 1) -> InferenceSession:
+    """Open a graph in onnxruntime, set up for requests of some hundred candidates.
+
+    Idle threads sleep instead of spinning, so that several processes on one machine do not slow
+    each other down.
+
+    Args:
+        path: Of the ``.onnx`` file.
+        threads: That one run may use.
+    """
+    # Imported here, because bundles of trees must load where onnxruntime is not installed.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    path = bundle.path(member.file)
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _network(bundle: Bundle, member: Member, threads: int) -> Predict:
+    session = open_session(bundle.path(member.file), threads=threads)
+    split = FeatureSplit.of(member.signature_of(bundle.manifest))
 
     def predict(examples: Examples, vectors: Vectors | None) -> NDArray[np.float32]:
-        rows = None if vectors is None else gather_vectors(vectors, examples)
-        inputs = onnx_inputs(examples.sparse_NF, examples.dense_NC, rows)
-        return np.asarray(session.run([OUTPUT_NAME], inputs)[0])
+        return np.asarray(session.run([OUTPUT_NAME], graph_feed(split, examples, vectors))[0])
 
     return predict
 
 
-def _trees(bundle: Bundle, member: Member, threads: int) -> Predict:
+def load_trees(bundle: Bundle, member: Member) -> Booster:
+    """Load the trees of a member, and refuse them if they expect other columns.
+
+    Raises:
+        ValueError: If the text changed since the bundle was opened, or its columns are not those
+            of the bundle's features, by name and order; LightGBM itself goes by position alone.
+    """
     # Imported here, because bundles of networks must load where LightGBM is not installed.
     import lightgbm
-
-    from ranking.columns import tree_columns
 
     # A damaged text kills the process, so what is parsed is the very bytes that were hashed.
     text = bundle.read(member.file).decode("utf-8")
     booster = lightgbm.Booster(model_str=text)
+    expected = tree_names(member.signature_of(bundle.manifest))
+    if booster.feature_name() != expected:
+        raise ValueError(
+            f"{bundle.path(member.file)} splits on the columns {booster.feature_name()}, but the "
+            f"bundle's features are {expected}; were its parts exported by different models?"
+        )
+    return booster
+
+
+def _trees(bundle: Bundle, member: Member, threads: int) -> Predict:
+    booster = load_trees(bundle, member)
 
     def predict(examples: Examples, vectors: Vectors | None) -> NDArray[np.float64]:
         columns = tree_columns(examples, vectors)
