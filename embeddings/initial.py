@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
+from torch import nn
 
 from embeddings.architecture import RANDOM_TEXT
 from embeddings.encoders import TextShape
@@ -66,6 +67,8 @@ class Start:
     tokenizer: Tokenizer
     projections: Projections | None
     """None where they start random."""
+    itm_head: nn.Linear | None
+    """None where it starts random."""
     origins: Origins
 
 
@@ -102,6 +105,7 @@ def plan_start(
         ),
     }
     projections: Projections | None = None
+    itm_head: nn.Linear | None = None
     if image_weights is not None and image_path and image_weights.sha256 == text_weights.sha256:
         whole = origins["image"]
         if has_cross_attention(image_path):
@@ -115,12 +119,13 @@ def plan_start(
                 f"dimensions, embedding_dim={embedding_dim})"
             )
         if found is not None and found.itm_head is not None:
-            origins["itm_head"] = whole
+            itm_head, origins["itm_head"] = found.itm_head, whole
     return Start(
         text=shape,
         image=image,
         tokenizer=load_fitting_tokenizer(text_path, shape),
         projections=projections,
+        itm_head=itm_head,
         origins=Origins(**origins),
     )
 

@@ -198,6 +198,8 @@ class DashClip(nn.Module):
             whole = not self.architecture.frozen_text_layers
             rows = enc_for_cls(start.tokenizer, start.text) if whole else None
             load_fusion_(self.multimodal, self.text, text_path, rows)
+        if start.itm_head is not None:
+            self.itm_head.load_state_dict(start.itm_head.state_dict())
         given = start.projections
         if given is None:
             return

