@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from embeddings.losses import UNKNOWN
+from embeddings.pqc import UNKNOWN
 
 CLASSES = 3
 """Labels 0 irrelevant, 1 moderately relevant, 2 relevant."""

@@ -23,16 +23,16 @@ from embeddings.cached_text import CachedStates
 from embeddings.encoders import initialise_
 from embeddings.images import decode_images
 from embeddings.judgements import Judgements
-from embeddings.losses import graded_pair_loss, pqc_loss
 from embeddings.model import DashClip, ProductFeatures
+from embeddings.pqc import graded_pair_loss, pqc_loss
+from embeddings.product_groups import product_groups
 from embeddings.schedule import adamw, learning_rate_factor, shuffled_batches, take_step_
-from embeddings.stage1 import (
+from embeddings.stages import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     Progress,
     digest_of,
     finished_stage,
-    product_groups,
 )
 from embeddings.text import product_texts, tokenize
 

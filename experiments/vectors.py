@@ -11,8 +11,9 @@ from embeddings import baselines
 from embeddings.evaluate import evaluate_embeddings, evaluate_tfidf
 from embeddings.model import DashClip, Mode
 from embeddings.relevance_split import split_relevance
-from embeddings.stage1 import Progress, train_stage1
+from embeddings.stage1 import train_stage1
 from embeddings.stage2 import train_stage2
+from embeddings.stages import Progress
 from embeddings.store import VectorStore
 from experiments.config import EmbedConfig, RunConfig
 from experiments.records import read_json, write_json

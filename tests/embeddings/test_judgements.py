@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from embeddings.judgements import Judgements
-from embeddings.losses import UNKNOWN
+from embeddings.pqc import UNKNOWN
 
 PRODUCTS = [f"p{i}" for i in range(6)]
 QUERIES = pl.DataFrame({"query_id": ["a", "b", "A"], "query": ["red cup", "box", "Red cup "]})

@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from embeddings.losses import (
-    UNKNOWN,
+    Keys,
+    cosine_logits,
     draw_itm_negatives,
-    graded_pair_loss,
     itc_loss,
     itm_loss,
-    pair_contrast,
-    pqc_loss,
+    momentum_itc_loss,
+    sigmoid_bias,
+    sigmoid_loss,
 )
 
 
@@ -95,74 +96,139 @@ def test_a_constant_itm_answer_scores_the_entropy_of_one_third():
     assert expected == pytest.approx(0.637, abs=1e-3)
 
 
-def test_pair_contrast_by_hand_and_its_empty_row():
-    logit = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
-    positive = torch.tensor([[True, True, False], [True, False, False]])
-    negative = torch.tensor([[False, False, True], [False, False, False]])
-    loss = pair_contrast(logit, positive, negative)
-    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + 0) / 3
-    assert float(loss.detach()) == pytest.approx(expected)
-    loss.backward()
-    assert torch.isfinite(logit.grad).all()
+def keys_of(image, text, group, *, queue=0, kind=None, filled=None):
+    count = len(group)
+    return Keys(
+        image_KD=F.normalize(image, dim=1),
+        text_KD=F.normalize(text, dim=1),
+        group_K=torch.as_tensor(group),
+        kind_K=torch.zeros(count, dtype=torch.int64) if kind is None else torch.as_tensor(kind),
+        filled_K=torch.ones(count, dtype=torch.bool) if filled is None else torch.as_tensor(filled),
+    )
 
 
-def gradient_of_scores(label):
-    """Gradient of pqc_loss with respect to the cosine of each pair, through unit vectors."""
-    torch.manual_seed(1)
-    query = torch.randn(len(label), 64)
-    product = F.normalize(torch.randn(len(label[0]), 64), dim=1).requires_grad_()
-    loss = pqc_loss(query, product, torch.tensor(label), temperature=0.1)
-    loss.backward()
-    # At right angles to all else, moving a product along a query changes their cosine alone.
-    return -(F.normalize(query, dim=1) @ product.grad.T)
-
-
-def test_pqc_pulls_by_grade():
-    pull = gradient_of_scores([[2, 1, 0, UNKNOWN]])[0]
-    assert pull[0] > 0
-    assert pull[2] < 0
-    assert pull[3] < 0
-    assert pull[2] < pull[1]
-
-
-def test_pqc_by_hand():
-    query = torch.tensor([[1.0, 0.0]])
-    product = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    # Cosines 1, 0, -1 for labels 2, 1, 0. Products against queries: one query, no rival.
-    loss = pqc_loss(query, product, torch.tensor([[2, 1, 0]]), temperature=1.0)
-    two = math.log(1 + (1 + math.exp(-1)) / math.e)
-    one = math.log(1 + math.exp(-1))
-    assert float(loss) == pytest.approx(two / 2 + one)
-
-
-def test_a_known_positive_is_never_a_negative():
-    # Moving a label-2 product onto its query may change only its own term and its own rivals'.
+def test_soft_weight_zero_equals_the_hard_cross_entropy():
     torch.manual_seed(0)
-    query, product = torch.randn(1, 8), torch.randn(3, 8)
-    label = torch.tensor([[2, 2, 1]])
-    logit = torch.tensor([[0.3, 0.1, 0.2]], requires_grad=True)
-    pair_contrast(logit, label == 2, label < 2)[None].sum().backward()
-    assert (logit.grad[0, :2] < 0).all()
-    # The label-1 term has no label-0 rival here, so it is silent however near label 2 comes.
-    nearer = product.clone()
-    nearer[1] = query[0]
-    before = pqc_loss(query, product, label, temperature=0.1)
-    assert float(pqc_loss(query, nearer, label, temperature=0.1)) < float(before)
+    image, text = torch.randn(4, 5), torch.randn(4, 5)
+    key_image, key_text = torch.randn(7, 5), torch.randn(7, 5)
+    loss = momentum_itc_loss(
+        image, text, keys_of(key_image, key_text, range(7)), temperature=0.2, soft_weight=0.0
+    )
+    expected = (
+        F.cross_entropy(cosine_logits(image, key_text, 0.2), torch.arange(4))
+        + F.cross_entropy(cosine_logits(text, key_image, 0.2), torch.arange(4))
+    ) / 2
+    assert float(loss) == pytest.approx(float(expected), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [([[0, UNKNOWN]], "nothing to draw together"), ([[3, 0]], "labels must be")],
-)
-def test_pqc_refuses_labels_it_cannot_use(label, message):
-    with pytest.raises(ValueError, match=message):
-        pqc_loss(torch.randn(1, 4), torch.randn(2, 4), torch.tensor(label), temperature=0.1)
+def test_keys_equal_to_the_batch_give_the_contrast_within_it():
+    torch.manual_seed(0)
+    image, text, group = torch.randn(5, 8), torch.randn(5, 8), torch.tensor([0, 1, 1, 2, 3])
+    loss = momentum_itc_loss(
+        image, text, keys_of(image, text, group), temperature=0.1, soft_weight=0.0
+    )
+    assert float(loss) == pytest.approx(float(itc_loss(image, text, group, temperature=0.1)))
 
 
-def test_graded_pairs_by_hand_and_without_grades():
-    cosine, label = torch.tensor([0.9, 0.5, 0.1]), torch.tensor([2, 1, 0])
-    expected = sum(math.log(1 + math.exp(-gap)) for gap in (0.4, 0.8, 0.4)) / 3
-    assert float(graded_pair_loss(cosine, label, temperature=1.0)) == pytest.approx(expected)
-    assert float(graded_pair_loss(cosine, torch.ones(3), temperature=1.0)) == 0
-    flat = graded_pair_loss(torch.zeros(3), label, temperature=0.1)
-    assert float(flat) == pytest.approx(math.log(2))
+def test_soft_targets_by_hand():
+    # Two products, keys at right angles. The teacher sees logits 1 and 0, so it believes
+    # p = e / (e + 1) in the own key; the target of the own key is .6 + .4 p.
+    eye = torch.eye(2)
+    loss = momentum_itc_loss(eye, eye, keys_of(eye, eye, [0, 1]), temperature=1.0, soft_weight=0.4)
+    p = math.e / (math.e + 1)
+    own = 0.6 + 0.4 * p
+    assert float(loss) == pytest.approx(-(own * math.log(p) + (1 - own) * math.log(1 - p)))
+
+
+def test_unfilled_and_foreign_kinds_of_keys_do_not_count():
+    torch.manual_seed(0)
+    image, text = torch.randn(3, 4), torch.randn(3, 4)
+    key_image, key_text = torch.randn(6, 4), torch.randn(6, 4)
+    alone = momentum_itc_loss(
+        image, text, keys_of(key_image[:3], key_text[:3], [0, 1, 2]), temperature=0.1,
+        soft_weight=0.3,
+    )
+    for mask in (
+        {"filled": [True] * 3 + [False] * 3},
+        {"kind": [0, 0, 0, 1, 2, 1]},
+    ):
+        keys = keys_of(key_image, key_text, [0, 1, 2, 3, 4, 5], **mask)
+        loss = momentum_itc_loss(image, text, keys, temperature=0.1, soft_weight=0.3)
+        assert float(loss) == pytest.approx(float(alone), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("soft_weight", [0.0, 0.4])
+def test_a_key_of_the_own_group_is_never_pushed_away(seed, soft_weight):
+    # Key 3 lies in the queue. Image 0 stands far from it and is drawn nearer if they are one
+    # product, pushed further off if they are not.
+    torch.manual_seed(seed)
+    text, key_image, key_text = torch.randn(3, 16), torch.randn(5, 16), torch.randn(5, 16)
+    direction = F.normalize(key_text[3], dim=0)
+    far = torch.randn(3, 16)
+    far = far - (far @ direction)[:, None] * direction - 2 * direction
+
+    def pull(group):
+        image = far.clone().requires_grad_()
+        keys = keys_of(key_image, key_text, torch.tensor(group))
+        momentum_itc_loss(image, text, keys, temperature=0.5, soft_weight=soft_weight).backward()
+        return -float(image.grad[0] @ direction)
+
+    assert pull([0, 1, 2, 0, 4]) > 0
+    assert pull([0, 1, 2, 0, 4]) > pull([0, 1, 2, 3, 4])
+
+
+def test_momentum_contrast_refuses_keys_of_one_group():
+    vectors = torch.randn(2, 4)
+    with pytest.raises(ValueError, match="no negatives"):
+        momentum_itc_loss(
+            vectors, vectors, keys_of(vectors, vectors, [5, 5]), temperature=0.1, soft_weight=0.0
+        )
+
+
+def test_kinds_are_contrasted_apart():
+    torch.manual_seed(0)
+    image, text = torch.randn(6, 4), torch.randn(6, 4)
+    kind = torch.tensor([0, 0, 0, 0, 1, 1])
+    group = torch.arange(6)
+    whole = itc_loss(image, text, group, temperature=0.1, kind_B=kind)
+    apart = [
+        itc_loss(image[kind == k], text[kind == k], group[kind == k], temperature=0.1)
+        for k in (0, 1)
+    ]
+    assert float(whole) == pytest.approx(float((4 * apart[0] + 2 * apart[1]) / 6))
+
+
+def test_sigmoid_by_hand():
+    # Logits 1 on the diagonal and 0 off it, bias 0: two pairs of each in a batch of 2.
+    eye = torch.eye(2)
+    loss = sigmoid_loss(eye, eye, torch.tensor([0, 1]), temperature=1.0, bias=0.0)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)) + math.log(2))
+
+
+def test_the_sigmoid_bias_is_where_ignorance_costs_least():
+    batch = 16
+    silent = torch.ones(batch, 4)
+    at = sigmoid_bias(batch)
+
+    def loss(bias):
+        # The cosine of equal vectors is 1; the bias takes it back.
+        group = torch.arange(batch)
+        return float(sigmoid_loss(silent, silent, group, temperature=1.0, bias=bias - 1))
+
+    assert loss(at) < min(loss(at - 0.2), loss(at + 0.2), loss(-10.0))
+    share = 1 / batch
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert loss(at) == pytest.approx(batch * entropy, rel=1e-5)
+
+
+def test_rows_that_lack_a_side_are_not_drawn_for_matching():
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.tensor([True, False, True, True, False])
+    for _ in range(30):
+        text, image, possible = draw_itm_negatives(
+            torch.randn(5, 5), torch.arange(5), generator, whole_B=whole
+        )
+        assert whole[text[possible]].all()
+        assert whole[image[possible]].all()
+        assert torch.equal(possible, whole)

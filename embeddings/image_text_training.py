@@ -1,0 +1,366 @@
+"""The training loop of stage 1: batches, updates, momentum, alarms, and a state to go on from.
+
+Shape letters: N products that train, G rows of a global batch, K draws of a view, L tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from embeddings import training_state
+from embeddings.augment import draw_views
+from embeddings.cached_text import CachedStates
+from embeddings.collapse import CHECK_EVERY, Alarm
+from embeddings.image_text_step import (
+    IMAGE_ONLY,
+    TEXT_ONLY,
+    WHOLE,
+    Batch,
+    ImageTextStep,
+    Outcome,
+)
+from embeddings.images import ImageTable
+from embeddings.lora import merge_lora_
+from embeddings.losses import sigmoid_bias
+from embeddings.model import DashClip
+from embeddings.momentum import follow_, momentum_copy
+from embeddings.pictures import CachedPictures, PixelPictures
+from embeddings.precision import Precision
+from embeddings.queue import KeyQueue
+from embeddings.ranks import Ranks
+from embeddings.schedule import (
+    Batches,
+    adamw,
+    generator_at,
+    learning_rate_factor,
+    refuse_nan,
+    update_,
+)
+from embeddings.stages import MAX_TEMPERATURE, MIN_TEMPERATURE, Progress
+from embeddings.text import tokenize
+
+if TYPE_CHECKING:
+    from embeddings.stage1 import Stage1Config
+
+STATE_SECONDS = 60.0
+"""Time from one training state on disk to the next: what a kill costs at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The products that train: those with an image, and all others that have a text if any has."""
+
+    ids: list[str]
+    texts: list[str]
+    pixel_NSS3: NDArray[np.uint8]
+    group_N: Tensor
+    kind_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(
+        cls, ids: list[str], texts: list[str], images: ImageTable, group_P: NDArray[np.int64]
+    ) -> TrainingData:
+        """Choose the rows: none if no product has both modalities."""
+        has_text_P = np.array([len(text) > 0 for text in texts], bool)
+        row_N = np.flatnonzero(images.present_P | has_text_P)
+        if not bool((images.present_P & has_text_P).any()):
+            row_N = row_N[:0]
+        kind_N = np.full(len(row_N), WHOLE)
+        kind_N[~has_text_P[row_N]] = IMAGE_ONLY
+        kind_N[~images.present_P[row_N]] = TEXT_ONLY
+        return cls(
+            ids=[ids[row] for row in row_N.tolist()],
+            texts=[texts[row] for row in row_N.tolist()],
+            pixel_NSS3=images.pixel_PSS3 if len(row_N) == len(ids) else images.pixel_PSS3[row_N],
+            group_N=torch.from_numpy(group_P[row_N]),
+            kind_N=torch.from_numpy(kind_N),
+        )
+
+
+class ImageTextTraining:
+    """One run of stage 1 over a model, which it changes in place."""
+
+    def __init__(
+        self, config: Stage1Config, model: DashClip, data: TrainingData, seed: int, ranks: Ranks
+    ) -> None:
+        self.config, self.model, self.data, self.seed, self.ranks = config, model, data, seed, ranks
+        self.batches = Batches(len(data), config.batch, seed)
+        ranks.own(self.batches.batch)
+        self.history: dict[str, list[float]] = {}
+        self.alarm = Alarm()
+        self.step = 0
+
+    def run(
+        self, identity: dict[str, Any], state: Path | None, progress: Progress | None
+    ) -> dict[str, list[float]]:
+        """Train to the end, from the state on disk if there is one.
+
+        Args:
+            identity: What the state must have been written for.
+            state: Folder of the training state; None keeps none.
+            progress: Called after every step.
+
+        Returns:
+            The value of each metric at each step.
+        """
+        found = None if state is None else self._read_state(state, identity)
+        if found is not None:
+            self._take_arithmetic(found[1]["arithmetic"])
+        self._prepare()
+        if found is not None:
+            self._restore(*found)
+        saved = time.monotonic()
+        seen, began = 0, saved
+        coming = self._draw()
+        while self.step < self.config.steps:
+            batch, place = coming
+            coming = self._draw()
+            self.work.pictures.expect(coming[0].row_G[self.ranks.own(len(batch.row_G))])
+            metrics = self._advance(batch, place)
+            seen += len(batch.row_G)
+            if progress is not None:
+                rate = seen / max(time.monotonic() - began, 1e-9)
+                told = {**metrics, "images_per_s": rate}
+                progress("stage1", self.step, self.config.steps, told)
+            due = time.monotonic() - saved > STATE_SECONDS and self.step < self.config.steps
+            if state is not None and due and self.ranks.rank == 0:
+                self._write_state(state, identity, coming[1])
+                saved = time.monotonic()
+        self._finish()
+        return self.history
+
+    def _prepare(self) -> None:
+        """Build what the steps need, from the model as it is before the first of them."""
+        config, model, data = self.config, self.model, self.data
+        shape = model.architecture
+        tokens = tokenize(model.tokenizer, data.texts, config.max_text_tokens)
+        if shape.frozen_image_layers:
+            pictures = CachedPictures(model, data.pixel_NSS3)
+        else:
+            pictures = PixelPictures(data.pixel_NSS3, config.views, model.device)
+        states = CachedStates(model, tokens, shape.frozen_text_layers)
+        bias = None
+        if config.objective == "sigmoid":
+            start = torch.tensor(sigmoid_bias(self.batches.batch), device=model.device)
+            bias = nn.Parameter(start)
+        if config.lora_rank:
+            generator = generator_at(self.seed, "adapters", 0)
+            model.add_lora_(config.lora_rank, float(config.lora_rank), generator)
+        pretrained, new = model.trained_parameters()
+        self.replicated = [model.temperature] + ([bias] if bias is not None else [])
+        trained = [*pretrained, *new, *self.replicated]
+        kept = {id(parameter) for parameter in trained}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in kept)
+        follows = config.objective == "momentum" or config.final_weights == "momentum"
+        follower = momentum_copy(model) if follows else None
+        if config.compile:
+            for layer in (*model.text.layers, *model.image.layers):
+                layer.compile()
+        self.trained = trained
+        self.optimizer = adamw(
+            [
+                (pretrained, config.text_learning_rate),
+                ([*new, *self.replicated], config.learning_rate),
+            ],
+            config.weight_decay,
+        )
+        self.work = ImageTextStep(
+            model=model,
+            follower=follower,
+            queue=(
+                KeyQueue(config.queue, model.dim).to(model.device)
+                if config.objective == "momentum"
+                else None
+            ),
+            pictures=pictures,
+            states=states,
+            ranks=self.ranks,
+            objective=config.objective,
+            bias=bias,
+            hidden_share=config.hidden_share,
+            itm_rows=config.itm_rows,
+            itm_temperature=config.itm_temperature,
+            part_rows=config.part_rows,
+        )
+
+    def _draw(self) -> tuple[Batch, tuple[int, int]]:
+        """The next batch with a negative in it, and the place in the data it was drawn from."""
+        config, data = self.config, self.data
+        place = (self.batches.epoch, self.batches.position)
+        row_G = self.batches.next()
+        while not bool((data.group_N[row_G] != data.group_N[row_G[0]]).any()):
+            row_G = self.batches.next()
+        after = self.batches.epoch * (self.batches.count // self.batches.batch)
+        index = after + self.batches.position
+        generator = generator_at(self.seed, "batch", index)
+        view_GK = draw_views(len(row_G), config.views, generator)
+        kind_G = data.kind_N[row_G].clone()
+        second_GK, hidden_GL = view_GK, torch.zeros(len(row_G), 0)
+        if config.modality_dropout or bool((kind_G != WHOLE).any()):
+            draw_G = torch.rand(len(row_G), generator=generator)
+            whole_G = kind_G == WHOLE
+            kind_G[whole_G & (draw_G < config.modality_dropout)] = IMAGE_ONLY
+            kind_G[whole_G & (draw_G > 1 - config.modality_dropout)] = TEXT_ONLY
+            second_GK = draw_views(len(row_G), config.views, generator)
+            hidden_GL = torch.rand(len(row_G), config.max_text_tokens, generator=generator)
+        batch = Batch(
+            row_G=row_G,
+            group_G=data.group_N[row_G],
+            kind_G=kind_G,
+            view_GK=view_GK,
+            second_GK=second_GK,
+            hidden_GL=hidden_GL,
+        )
+        return batch, place
+
+    def _advance(self, batch: Batch, place: tuple[int, int]) -> dict[str, float]:
+        """One step: gradients, update, momentum, metrics."""
+        config, step = self.config, self.step
+        ids = [self.data.ids[row] for row in batch.row_G[:3].tolist()]
+        where = (
+            f"stage 1, step {step + 1}, batch {place[1] + 1} of epoch {place[0] + 1} (products "
+            f"{', '.join(ids)}, ...)"
+        )
+        ramp = 1.0 if not config.soft_ramp_steps else min(1.0, step / config.soft_ramp_steps)
+        check = step % CHECK_EVERY == 0
+        self.optimizer.zero_grad(set_to_none=True)
+        outcome = self.work(
+            batch,
+            generator_at(self.seed, "itm", step),
+            step=step,
+            soft_weight=config.soft_weight * ramp,
+            check_drift=check,
+        )
+        refuse_nan(outcome.itc + outcome.itm, where)
+        self.ranks.sum_gradients_(self.trained, self.replicated)
+        update_(
+            self.optimizer,
+            factor=learning_rate_factor(step, config.steps, config.warmup_steps),
+            max_norm=config.max_gradient_norm,
+            where=where,
+        )
+        with torch.no_grad():
+            self.model.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
+        if self.work.follower is not None:
+            follow_(self.work.follower, self.model, config.momentum)
+        self.step += 1
+        return self._note(outcome, batch, where, check=check)
+
+    def _note(self, outcome: Outcome, batch: Batch, where: str, *, check: bool) -> dict[str, float]:
+        """Write the step into the history, and sound the alarm if it is due."""
+        config = self.config
+        metrics = {
+            "loss": outcome.itc + outcome.itm,
+            "itc": outcome.itc,
+            "itm": outcome.itm,
+            "itm_auc": pair_auc(outcome.itm_score_N, outcome.itm_matched_N),
+            "temperature": float(self.model.temperature.detach()),
+        }
+        health = {name: values[-1] for name, values in self.history.items() if name not in metrics}
+        if check and len(batch.row_G) > 1:
+            health = self.alarm.check(
+                outcome.image_GE,
+                outcome.text_GE,
+                batch.group_G,
+                drift=outcome.queue_drift,
+                armed=config.alarms and self.step > config.warmup_steps + 5 * CHECK_EVERY,
+                where=where,
+            )
+        for name, value in (metrics | health).items():
+            self.history.setdefault(name, []).append(value)
+        return metrics
+
+    def _finish(self) -> None:
+        """Leave the model plain: final weights, no adapters, everything trainable again."""
+        model, follower = self.model, self.work.follower
+        if self.config.final_weights == "momentum":
+            assert follower is not None
+            with torch.no_grad():
+                for own, slow in zip(model.parameters(), follower.parameters(), strict=True):
+                    own.copy_(slow)
+        merge_lora_(model)
+        model.requires_grad_(requires_grad=True)
+
+    def _write_state(self, folder: Path, identity: dict[str, Any], place: tuple[int, int]) -> None:
+        model, work = self.model, self.work
+        names = training_state.trained_names(model)
+        tensors = training_state.take("model", model, names)
+        if work.follower is not None:
+            tensors |= training_state.take("momentum", work.follower, names)
+        if work.queue is not None:
+            tensors |= training_state.take("queue", work.queue, work.queue.state_dict())
+        if work.bias is not None:
+            tensors["bias"] = work.bias.detach()
+        tensors |= training_state.optimizer_tensors(self.optimizer)
+        record = {
+            "identity": identity,
+            "step": self.step,
+            "place": place,
+            "alarm": self.alarm.failed,
+            "history": self.history,
+            "arithmetic": {
+                "dtype": str(model.precision.dtype).removeprefix("torch."),
+                "reason": model.precision.reason,
+                "threads": torch.get_num_threads(),
+            },
+        }
+        training_state.write_state_(folder, tensors, record)
+
+    def _read_state(
+        self, folder: Path, identity: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        found = training_state.read_state(folder)
+        if found is not None and found[1]["identity"] != identity:
+            raise ValueError(
+                f"{folder} holds the state of another run, cut off at step {found[1]['step']}; "
+                "remove it to train anew, or repeat the command it was begun with"
+            )
+        return found
+
+    def _restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        model, work = self.model, self.work
+        names = training_state.trained_names(model)
+        training_state.put_back_("model", model, names, tensors)
+        if work.follower is not None:
+            training_state.put_back_("momentum", work.follower, names, tensors)
+        if work.queue is not None:
+            training_state.put_back_("queue", work.queue, work.queue.state_dict(), tensors)
+        if work.bias is not None:
+            with torch.no_grad():
+                work.bias.copy_(tensors["bias"])
+        training_state.restore_optimizer_(self.optimizer, tensors)
+        self.step, self.history = record["step"], record["history"]
+        self.alarm.failed = record["alarm"]
+        self.batches.epoch, self.batches.position = record["place"]
+
+    def _take_arithmetic(self, recorded: dict[str, Any]) -> None:
+        """Compute as the interrupted run did, so that its bits go on."""
+        dtype = getattr(torch, recorded["dtype"])
+        self.model.use_precision(Precision(dtype=dtype, reason=recorded["reason"]))
+        torch.set_num_threads(recorded["threads"])
+
+
+def pair_auc(score_N: Tensor, matched_N: Tensor) -> float:
+    """Chance that a matched pair scores above a mismatched one; ties count half, NaN if none."""
+    rank_N = rankdata(score_N.float().cpu().numpy())
+    matched = matched_N.cpu().numpy().astype(bool)
+    positives, negatives = int(matched.sum()), int((~matched).sum())
+    if not positives or not negatives:
+        return math.nan
+    return float(
+        (rank_N[matched].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+    )
