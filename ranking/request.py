@@ -181,7 +181,7 @@ def parse_request(body: bytes) -> ScoreRequest:
     try:
         return ScoreRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _in_words(error) from None
+        raise parse_problem(error) from None
 
 
 def request_of(fields: Mapping[str, Any]) -> ScoreRequest:
@@ -193,7 +193,7 @@ def request_of(fields: Mapping[str, Any]) -> ScoreRequest:
     try:
         return ScoreRequest.model_validate(dict(fields))
     except ValidationError as error:
-        raise _in_words(error) from None
+        raise parse_problem(error) from None
 
 
 def request_frame(request: ScoreRequest, features: FeatureNames) -> pl.DataFrame:
@@ -277,7 +277,8 @@ def _checked_columns(columns: dict[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _in_words(error: ValidationError) -> ValueError:
+def parse_problem(error: ValidationError) -> ValueError:
+    """Return what pydantic found as one error in words, without what was sent."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     if problems[0]["type"] == "json_invalid":
         return MalformedJsonError(problems[0]["msg"])

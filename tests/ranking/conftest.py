@@ -21,7 +21,6 @@ from features.examples import Examples
 from features.pipeline import FeaturePipeline
 from features.schema import DatasetSpec, FeatureNames
 from ranking.baselines import LogisticRegression
-from ranking.bundle import open_bundle, seal_
 from ranking.export import export_bundle
 from ranking.query_encoder import QUERY_ENCODER
 from ranking.query_export import write_query_encoder
@@ -218,12 +217,17 @@ def front(shop, small_model, tmp_path_factory) -> ShopFront:
             examples.take(slice(0, trained)), examples.take(slice(480, 600)), vectors, seed=0
         )
         stores = product_store, query_store
-        out = export_bundle(model, pipeline, *stores, impressions[480:], folder / name)
         if not bundles:
             write_query_encoder(small_model, folder / QUERY_ENCODER, texts)
-        manifest = open_bundle(out).manifest
-        shutil.copytree(folder / QUERY_ENCODER, out / QUERY_ENCODER)
-        seal_(out, manifest)
+        out = export_bundle(
+            model,
+            pipeline,
+            *stores,
+            # Texts of queries without a vector would be encoded, which the trained model cannot.
+            impressions[480:].drop("query"),
+            folder / name,
+            more_files=lambda at: shutil.copytree(folder / QUERY_ENCODER, at / QUERY_ENCODER),
+        )
         bundles.append(out)
     return ShopFront(
         bundle=bundles[0], other_bundle=bundles[1], impressions=impressions, model=small_model
