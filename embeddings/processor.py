@@ -49,11 +49,6 @@ def read_processor(cpuinfo: Path = CPUINFO, quota: Path = QUOTA) -> Processor:
     )
 
 
-def processor_flags() -> frozenset[str]:
-    """The instruction sets the processor says it has; empty where the system does not tell."""
-    return read_processor().flags
-
-
 def _blocks(cpuinfo: Path) -> list[dict[str, str]]:
     if not cpuinfo.is_file():
         return []

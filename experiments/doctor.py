@@ -43,13 +43,17 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at versions, processor, memory, accelerators and weights.
 
+    The first call on a machine takes two seconds more, to time the processor, and keeps what it
+    found in the user's cache folder.
+
     Returns:
-        The findings, problems included; nothing is changed and nothing is fetched.
+        The findings, problems included; nothing is fetched.
     """
     machine = collect_environment()
     return [
         *_versions(machine),
         *_hardware(machine),
+        _probe(),
         _accelerator(machine),
         _weights(),
         *_extras(),
@@ -109,6 +113,22 @@ def _hardware(machine: Environment) -> list[Finding]:
             advice="training stays in float32, which is slower and otherwise the same",
         ),
     ]
+
+
+def _probe() -> Finding:
+    from embeddings.hardware import hardware_choice
+
+    try:
+        choice = hardware_choice()
+    except ValueError as error:
+        return Finding(what="hardware probe", found="refused", state="problem", advice=str(error))
+    times = ", ".join(f"{name}: {ms:.1f} ms" for name, ms in choice.timings_ms.items())
+    return Finding(
+        what="hardware probe",
+        found=choice.describe() + (f"; {times}" if times else ""),
+        state="ok" if times else "note",
+        advice="nothing was timed; on an idle machine: ADTOWER_PROBE=anew adtower doctor",
+    )
 
 
 def _accelerator(machine: Environment) -> Finding:

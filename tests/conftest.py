@@ -1,5 +1,6 @@
 """Fixtures that several packages' tests share."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 
 from features.embedding_join import Vectors
 from features.examples import Examples
+
+# No test times the machine or depends on what was once measured on it.
+os.environ["ADTOWER_PROBE"] = "off"
 
 PRODUCTS, QUERIES, USERS, DIM, LENGTH = 40, 30, 50, 8, 4
 
