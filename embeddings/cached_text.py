@@ -16,10 +16,26 @@ CACHE_LIMIT_BYTES = 2 * 2**30
 
 
 class CachedStates:
-    """What the layers from ``depth`` on are given, for each text of a table."""
+    """What the layers from ``depth`` on are given, for each text of a table.
 
-    def __init__(self, model: DashClip, tokens: TokenTable, depth: int) -> None:
+    Args:
+        model: Its text encoder's first ``depth`` layers must stay as they are.
+        tokens: The texts.
+        depth: Layers whose outcome is kept.
+        token_budget: Compute in batches of so many tokens, see ``TokenTable.by_budget``; None
+            takes ``EMBED_BATCH`` texts whatever their length.
+    """
+
+    def __init__(
+        self,
+        model: DashClip,
+        tokens: TokenTable,
+        depth: int,
+        *,
+        token_budget: int | None = None,
+    ) -> None:
         self.model, self.tokens, self.depth = model, tokens, depth
+        self._token_budget = token_budget
         self.state_TD: Tensor | None = None
         size = len(tokens.id_T) * model.architecture.text.width * model.precision.dtype.itemsize
         if size <= CACHE_LIMIT_BYTES:
@@ -39,7 +55,9 @@ class CachedStates:
     def _compute_all(self) -> Tensor:
         width = self.model.architecture.text.width
         state_TD = torch.empty(len(self.tokens.id_T), width, dtype=self.model.precision.dtype)
-        for row_B in self.tokens.by_length(EMBED_BATCH):
+        budget = self._token_budget
+        batches = self.tokens.by_budget(budget) if budget else self.tokens.by_length(EMBED_BATCH)
+        for row_B in batches:
             id_BL, attend_BL = self.tokens.padded(row_B)
             position_BL, _ = self.tokens.positions(row_B)
             state_BLD = self._compute(id_BL, attend_BL).cpu()

@@ -50,6 +50,30 @@ class TokenTable:
         order_P = torch.argsort(self.length_P, stable=True)
         yield from order_P.split(batch)
 
+    def by_budget(self, tokens: int) -> Iterator[Tensor]:
+        """Rows in batches of like length that all take about the same memory, longest first.
+
+        Short texts come in large batches and long ones in small ones; a budget that does not fit
+        the memory fails at the first batch. Vectors differ between batchings by rounding: by less
+        than 1e-5 in float32, by bfloat16's own coarseness in bfloat16.
+
+        Args:
+            tokens: Rows times the longest of them, padding included, is at most this. A text that
+                is longer makes a batch of its own.
+
+        Raises:
+            ValueError: If ``tokens`` is below 1.
+        """
+        if tokens < 1:
+            raise ValueError(f"tokens={tokens} must be at least 1, the padded size of a batch")
+        order_P = torch.argsort(self.length_P, descending=True, stable=True)
+        at = 0
+        while at < len(order_P):
+            longest = max(1, int(self.length_P[order_P[at]]))
+            rows = max(1, tokens // longest)
+            yield order_P[at : at + rows]
+            at += rows
+
 
 def load_tokenizer(folder: Path | None) -> Tokenizer:
     """Read a tokenizer, its own padding and truncation switched off.
@@ -77,14 +101,30 @@ def load_tokenizer(folder: Path | None) -> Tokenizer:
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> TokenTable:
-    """Tokenize texts; longer ones keep their first ``max_tokens`` tokens and the closing [SEP]."""
+    """Tokenize texts; longer ones keep their first ``max_tokens`` tokens and the closing [SEP].
+
+    Raises:
+        ValueError: If ``max_tokens`` leaves no room beside the tokenizer's own [CLS] and [SEP], or
+            a text has no token at all.
+    """
+    own = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if max_tokens <= own:
+        raise ValueError(
+            f"max_tokens={max_tokens} must be above {own}, the marks that the tokenizer adds"
+        )
     tokenizer.enable_truncation(max_tokens)
     encoded = tokenizer.encode_batch(list(texts))
     # Its state is part of a model's fingerprint, which must not depend on what was embedded last.
     tokenizer.no_truncation()
     start_P = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum([len(e.ids) for e in encoded], out=start_P[1:])
-    id_T = np.concatenate([np.asarray(e.ids, np.int32) for e in encoded])
+    empty_N = np.flatnonzero(np.diff(start_P) == 0)
+    if len(empty_N):
+        raise ValueError(
+            f"text {int(empty_N[0])}, {texts[int(empty_N[0])]!r}, has no token; does the tokenizer "
+            "add [CLS] and [SEP] to every text?"
+        )
+    id_T = np.concatenate([np.zeros(0, np.int32), *(np.asarray(e.ids, np.int32) for e in encoded)])
     return TokenTable(id_T, start_P)
 
 
