@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from embeddings.cached_text import CachedStates
 from embeddings.encoders import TextEncoder, TextShape, initialise_, mean_pool
+from embeddings.precision import FLOAT32
 from embeddings.text import load_tokenizer, tokenize
 
 TEXTS = ["a" * length for length in (3, 40, 1, 7, 0, 22, 7, 15, 30, 2)]
@@ -48,17 +51,39 @@ def vectors(encoder, tokens, batches):
     return out_PD
 
 
-@pytest.mark.parametrize("budget", [1, 60, 10_000])
-def test_vectors_do_not_depend_on_their_batch(budget):
-    tokens = tokenize(load_tokenizer(None), TEXTS, 64)
-    encoder = TextEncoder(
-        TextShape(vocabulary=300, width=32, layers=2, heads=4, feed_forward=64, positions=64)
-    )
+@pytest.fixture(scope="module")
+def encoder():
+    shape = TextShape(vocabulary=300, width=32, layers=2, heads=4, feed_forward=64, positions=64)
+    encoder = TextEncoder(shape)
     initialise_(encoder, torch.Generator().manual_seed(0))
+    return encoder
+
+
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+def test_vectors_do_not_depend_on_their_batch(encoder, budget):
+    tokens = tokenize(load_tokenizer(None), TEXTS, 64)
     alone = vectors(encoder, tokens, torch.arange(len(TEXTS)).split(1))
     for batches in (tokens.by_budget(budget), tokens.by_length(3)):
         batched = vectors(encoder, tokens, batches)
         torch.testing.assert_close(batched, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("budget", [None, 1, 60])
+def test_cached_states_are_those_of_the_layers_whatever_the_budget(encoder, budget):
+    tokens = tokenize(load_tokenizer(None), TEXTS, 64)
+    model = SimpleNamespace(
+        text=encoder,
+        architecture=SimpleNamespace(text=encoder.shape),
+        precision=FLOAT32,
+        device=torch.device("cpu"),
+    )
+    states = CachedStates(model, tokens, 1, token_budget=budget)  # pyright: ignore
+    row_B = torch.tensor([5, 0, 9])
+    state_BLD, attend_BL = states.batch(row_B)
+    id_BL, _ = tokens.padded(row_B)
+    with torch.no_grad():
+        expected_BLD = encoder.run(encoder.embed(id_BL), attend_BL, first=0, last=1)
+    torch.testing.assert_close(state_BLD[attend_BL], expected_BLD[attend_BL], atol=1e-5, rtol=0)
 
 
 def test_a_budget_below_one_is_refused():
