@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+
+BUNDLE_COMMANDS = ("verify",)
+"""Commands over a bundle alone; ``experiments.cli_bundle`` has them."""
 
 
 def main() -> None:
@@ -13,8 +17,11 @@ def main() -> None:
     # Notes of torch to its developers, about packages that adtower does not use.
     for name in ("torch.fx._symbolic_trace", "torch.onnx._internal.exporter._registration"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from experiments.cli import main as run_command_line
-
+    if sys.argv[1:2] and sys.argv[1] in BUNDLE_COMMANDS:
+        # They must run where torch is not installed, and start at once where it is.
+        from experiments.cli_bundle import main as run_command_line
+    else:
+        from experiments.cli import main as run_command_line
     run_command_line()
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,12 +21,14 @@ import numpy as np
 from embeddings.baselines import random_vectors, text_vectors
 from embeddings.weights import find_text_weights
 from experiments.bench_data import clicks, criteo_shaped, texts_of
+from experiments.bench_export import bench_export
 from experiments.bench_peers import (
     bootstrap_aucs_plainly,
     encode_texts_plainly,
     group_aucs_plainly,
     train_plainly,
 )
+from experiments.bench_stages import BENCH_STAGES, BenchStage
 from experiments.marketplace.world import make_world
 from experiments.progress import Progress, Silent
 from features.dataset import Dataset
@@ -48,13 +51,18 @@ Result = TypeVar("Result")
 
 
 def run_bench(
-    *, rows: int = 200_000, texts: int = 600, progress: Progress | None = None
+    *,
+    rows: int = 200_000,
+    texts: int = 600,
+    stages: Sequence[BenchStage] = BENCH_STAGES,
+    progress: Progress | None = None,
 ) -> Metrics:
-    """Time every stage beside its peer.
+    """Time stages beside their peers.
 
     Args:
         rows: Impressions of the generated click data and of the metrics' data; at least 2,000.
         texts: Titles and queries to encode; the peer manages some dozens a second.
+        stages: Which; all by default.
         progress: Told of the stages.
 
     Returns:
@@ -62,28 +70,37 @@ def run_bench(
         faster.
 
     Raises:
-        ValueError: If ``rows`` is below 2,000 or ``texts`` below 2, or no text weights are found.
+        ValueError: If ``rows`` is below 2,000 or ``texts`` below 2, a stage is unknown, or no
+            text weights are found.
     """
     if rows < 2000 or texts < 2:
         raise ValueError(
             f"rows is {rows} and texts {texts}; at least 2,000 rows and 2 texts are needed for a "
             "time that means anything"
         )
+    if unknown := set(stages) - set(BENCH_STAGES):
+        raise ValueError(
+            f"stages {sorted(unknown)} are unknown; there are {', '.join(BENCH_STAGES)}"
+        )
     progress = progress or Silent()
     metrics: Metrics = {"rows": float(rows)}
     with tempfile.TemporaryDirectory() as scratch:
-        with progress.stage("bench: a small world to measure on"):
-            world = Dataset.open(make_world(Path(scratch) / "world", products=300, requests=600))
-        stages: dict[str, Callable[[], Metrics]] = {
-            "text encoding": lambda: bench_text_encoding(texts_of(world, texts)),
-            "click training": lambda: bench_click_training(rows),
-            "grouped AUC": lambda: bench_grouped_auc(rows),
-            "interval of an AUC": lambda: bench_interval(rows),
-            "scoring": lambda: bench_scoring(world, Path(scratch) / "bundle"),
+
+        @cache
+        def world() -> Dataset:
+            return Dataset.open(make_world(Path(scratch) / "world", products=300, requests=600))
+
+        measures: dict[BenchStage, Callable[[], Metrics]] = {
+            "text_encoding": lambda: bench_text_encoding(texts_of(world(), texts)),
+            "click_training": lambda: bench_click_training(rows),
+            "grouped_auc": lambda: bench_grouped_auc(rows),
+            "interval": lambda: bench_interval(rows),
+            "scoring": lambda: bench_scoring(world(), Path(scratch) / "bundle"),
+            "export": lambda: bench_export(table_rows=min(TABLE_ROWS, rows)),
         }
-        for name, measure in stages.items():
-            with progress.stage(f"bench: {name}"):
-                metrics |= measure()
+        for stage in stages:
+            with progress.stage(f"bench: {stage}"):
+                metrics |= measures[stage]()
     return metrics
 
 

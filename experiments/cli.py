@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tyro.extras import SubcommandApp
 
+from experiments.bench_stages import BENCH_STAGES, BenchStage
+from experiments.cli_bundle import verify
 from experiments.cli_data import data_app
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.terminal import (
@@ -24,6 +23,7 @@ from experiments.terminal import (
     print_measures,
     print_run,
     print_table,
+    run_commands,
     say,
     write_figures,
 )
@@ -194,21 +194,42 @@ def simulate(
 def export(
     run_folder: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[Path],
-    variant: str | None = None,
+    variant: tuple[str, ...] = (),
+    average: Literal["logit", "probability"] = "logit",
+    calibrate: Literal["none", "platt", "isotonic"] = "none",
+    int8_tables: bool = False,
+    vectors: Literal["inside", "pointer"] = "inside",
 ) -> None:
-    """Export a variant as a bundle: ONNX, transforms, vectors and checksums in one folder.
+    """Export a variant as a bundle: graph, transforms, vectors, proof and checksums in one folder.
 
-    The bundle's scores are compared with the trained model's (batch 1, unknown ids, empty
-    history); if they differ, nothing is written.
+    The bundle is checked as `adtower verify` does and against the trained model on 10,000 random
+    rows; if anything differs, nothing is written.
 
     Args:
         run_folder: Folder of a run.
         out: The bundle's folder; it must not exist.
-        variant: Which variant; by default the neural one with the lowest validation log loss.
+        variant: Which variant, or several for an ensemble (say dashclip lightgbm_dashclip); by
+            default the neural one with the lowest validation log loss.
+        average: What of an ensemble's members is averaged.
+        calibrate: Fit a calibration on the validation rows and export it too.
+        int8_tables: Store id tables in one byte a value, if AUC and calibration on validation
+            rows stay within the tolerance.
+        vectors: Copy the vectors into the bundle, or leave their fingerprint alone; readers then
+            name the folder with the stores.
     """
     from experiments import commands
 
-    say(f"bundle: {commands.export(run_folder, out, variant=variant, progress=new_progress())}")
+    bundle = commands.export(
+        run_folder,
+        out,
+        variants=variant,
+        average=average,
+        calibrate=calibrate,
+        int8_tables=int8_tables,
+        vectors=vectors,
+        progress=new_progress(),
+    )
+    say(f"bundle: {bundle}")
 
 
 @app.command(name="score")
@@ -249,18 +270,24 @@ def report(run_folder: tyro.conf.Positional[Path]) -> None:
 
 
 @app.command(name="bench")
-def bench(rows: int = 200_000, json: JsonFile = None) -> None:
+def bench(
+    stage: tyro.conf.Positional[BenchStage | None] = None,
+    rows: int = 200_000,
+    json: JsonFile = None,
+) -> None:
     """Time adtower's stages against a plain way of doing the same, in one run.
 
     Absolute times depend on the machine; the ratios are the result.
 
     Args:
+        stage: Which one; all of them by default.
         rows: Impressions of the generated click-model data.
         json: Also write the figures there, flat.
     """
     from experiments.bench import run_bench
 
-    metrics = run_bench(rows=rows, progress=new_progress())
+    stages = BENCH_STAGES if stage is None else (stage,)
+    metrics = run_bench(rows=rows, stages=stages, progress=new_progress())
     table = Table("benchmark", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:,.3g}")
@@ -317,28 +344,13 @@ def reproduce(
     write_figures(json, result.metrics)
 
 
+app.command(verify, name="verify")
 app.command(data_app, name="data", help="Make, check, describe, import or simulate a dataset.")
 
 
 def main() -> None:
     """Run the command line. Mistakes of the caller end with a message and status 2."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        app.cli(
-            prog="adtower",
-            description="What are product and query embeddings worth to a pCTR model?",
-        )
-    except BrokenPipeError:
-        # The reader of our output (a pager, head) left early; that is its right.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        # A Text takes the message as it is; as markup, "[tables]" would be read as a style.
-        message = Text.assemble(("adtower:", "bold red"), " ", str(error))
-        Console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("adtower: interrupted; the same command resumes the run")
-        sys.exit(130)
+    run_commands(app)
 
 
 if __name__ == "__main__":

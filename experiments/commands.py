@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from embeddings.ranks import Ranks
+from embeddings.stage1 import train_stage1
 from experiments.ab_test import AbResult
 from experiments.compare import Comparison
 from experiments.config import AbConfig, EmbedConfig, RunConfig
@@ -20,6 +22,7 @@ from experiments.pipeline import (
     Run,
     RunResult,
     ab_between,
+    describe_split,
     mean_over_seeds,
     offline_metrics,
 )
@@ -27,8 +30,9 @@ from experiments.pipeline import run as run
 from experiments.progress import Progress, Silent
 from experiments.records import read_json, write_json, write_metrics
 from experiments.run_folder import RunFolder
+from experiments.tracking import Tracker, default_uri
 from experiments.variants import REGISTRY, VectorSource
-from experiments.vectors import VectorMaker
+from experiments.vectors import VectorMaker, model_folder
 from features.check import check_dataset
 from features.dataset import Dataset
 from features.violation import refuse_errors
@@ -36,6 +40,10 @@ from ranking.scorecard import click_metrics
 
 if TYPE_CHECKING:
     from experiments.training import Trained
+
+
+_PROOF_ROWS = 20_000
+"""Validation rows at most that prove an export and fill its model card."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +101,11 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
 
     The vectors are left in ``OUT/embeddings/SOURCE/products`` and, where the dataset has queries,
     ``queries``. Products alone suffice for ``off_the_shelf`` and, with images, for ``stage1``.
+    Under torchrun all ranks train stage 1 together; the first does the rest.
 
     Returns:
-        Each kind of vectors to its measures, TF-IDF beside them; empty without a relevance table.
+        Each kind of vectors to its measures, TF-IDF beside them; empty without a relevance table,
+        and on all ranks but the first.
 
     Raises:
         ValueError: If the dataset lacks a table, or ``out`` holds something else.
@@ -104,18 +114,43 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
     dataset = Dataset.open(config.data)
     dataset.require("products", needed_for="embedding a catalogue")
     _refuse_unfed_sources(config.sources, dataset)
+    together = Ranks.current() if set(config.sources) - {"off_the_shelf", "random"} else Ranks()
+    if together.rank:
+        # The first rank makes the folder, or refuses to; only then is there anything to train.
+        together.agree(0)
+        train_stage1(
+            dataset.table("products"),
+            config.stage1,
+            seed=config.seed,
+            out=model_folder(config.out, 1),
+            image_root=dataset.folder,
+        )
+        together.leave_()
+        return {}
     refuse_errors(check_dataset(_catalogue(dataset)))
     folder = RunFolder.begin_(
         config.out, config.identity(dataset.fingerprint()), overwrite=config.overwrite
     )
     write_json(folder.path / "config.json", config)
     maker = VectorMaker(dataset, config, folder, progress.steps)
+    if together.world > 1:
+        together.agree(0)
+        maker.model(1)
+        together.leave_()
     for source in config.sources:
         with progress.stage(f"vectors: {source}"):
             maker.make(source)
     with progress.stage("judging the vectors"):
         evaluation = maker.evaluate(config.sources)
-    write_metrics(folder.path / "metrics.json", flat_evaluation(evaluation))
+    figures = flat_evaluation(evaluation)
+    write_metrics(folder.path / "metrics.json", figures)
+    if config.track:
+        uri = config.tracking_uri or default_uri(folder.path.parent)
+        settings = config.model_dump(mode="json", exclude={"data", "out"})
+        tags = {"data": dataset.fingerprint()[:16]}
+        with Tracker(uri, run_name=folder.path.name, params=settings, tags=tags) as tracker:
+            tracker.log_histories(maker.histories())
+            tracker.log_metrics(figures)
     folder.finish_()
     return evaluation
 
@@ -193,34 +228,65 @@ def export(
     run_folder: Path,
     out: Path,
     *,
-    variant: str | None = None,
+    variants: Sequence[str] = (),
+    average: Literal["logit", "probability"] = "logit",
+    calibrate: Literal["none", "platt", "isotonic"] = "none",
+    int8_tables: bool = False,
+    vectors: Literal["inside", "pointer"] = "inside",
     progress: Progress | None = None,
 ) -> Path:
-    """Write a variant of a run as a bundle that onnxruntime alone can score.
+    """Write variants of a run as a bundle that scores without torch.
 
     Args:
         run_folder: A run with trained click models.
         out: The bundle's folder; it must not exist.
-        variant: Which one; by default the tower with the best validation log loss.
+        variants: One, or several to be averaged; by default the tower with the best validation
+            log loss.
+        average: What of several models is averaged.
+        calibrate: Fitted on all validation rows, of which some also prove the export.
+        int8_tables: Store id tables in one byte a value, if that costs little.
+        vectors: Whether the bundle holds its vectors or points to them.
         progress: Told of the stages.
 
     Raises:
-        ValueError: If the bundle's scores are not the model's; nothing is left at ``out`` then.
+        ValueError: If the bundle's scores are not the model's, int8 costs too much, or the variants
+            use different vectors; nothing is left at ``out`` then.
     """
+    from ranking.calibration import Isotonic, Platt
+    from ranking.ensemble import Ensemble
     from ranking.export import export_bundle
+    from ranking.model_card import CardFacts
+    from ranking.predictor import average as mean_of
 
     line = Run.reopen(run_folder, progress)
-    chosen = _trained(line, variant or _best_on_validation(line))
-    vectors = chosen.variant.vectors
-    product_store, query_store = line.vectors.stores(vectors) if vectors else (None, None)
-    with line.progress.stage(f"exporting {chosen.variant.name}"):
+    chosen = [_trained(line, name) for name in variants or [_best_on_validation(line)]]
+    sources: list[VectorSource] = []
+    for one in chosen:
+        if one.variant.vectors is not None and one.variant.vectors not in sources:
+            sources.append(one.variant.vectors)
+    if len(sources) > 1:
+        raise ValueError(
+            f"variants {' '.join(variants)} use the vectors {' and '.join(sources)}; "
+            "a bundle holds one kind"
+        )
+    stores = line.vectors.stores(sources[0]) if sources else (None, None)
+    models = [one.model() for one in chosen]
+    calibrator = None
+    if calibrate != "none":
+        p_N = np.stack([one.p_validation_N for one in chosen])
+        fit = Platt.fit if calibrate == "platt" else Isotonic.fit
+        calibrator = fit(line.split.validation["clicked"].to_numpy(), mean_of(p_N, average))
+    with line.progress.stage(f"exporting {' + '.join(one.variant.name for one in chosen)}"):
         return export_bundle(
-            chosen.model(),
+            models[0] if len(models) == 1 else Ensemble(models, of=average),
             line.pipeline,
-            product_store,
-            query_store,
-            line.split.validation.head(2000),
+            *stores,
+            _evenly(line.split.validation, _PROOF_ROWS),
             Path(out),
+            calibrator=calibrator,
+            int8_tables=int8_tables,
+            vectors_place=vectors,
+            facts=CardFacts(data=describe_split(line.dataset, line.split)),
         )
 
 
@@ -285,6 +351,11 @@ def _refuse_unfed_sources(sources: Sequence[VectorSource], dataset: Dataset) -> 
                 f"vectors {source!r} need; leave them out with --sources, or add the table and "
                 "name it under [tables] in dataset.toml"
             )
+
+
+def _evenly(rows: pl.DataFrame, at_most: int) -> pl.DataFrame:
+    """Every so-manieth row, so that the whole time range is there."""
+    return rows.gather_every(max(1, -(-len(rows) // at_most)))
 
 
 def _trained(line: Run, name: str) -> Trained:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tyro.extras import SubcommandApp
 
 if TYPE_CHECKING:
     from experiments.compare import Comparison
@@ -104,3 +107,24 @@ def nested(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
         name, _, measure = key.partition(".")
         results.setdefault(name, {})[measure] = value
     return results
+
+
+def run_commands(app: SubcommandApp) -> None:
+    """Run a group of commands. Mistakes of the caller end with a message and status 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app.cli(
+            prog="adtower",
+            description="What are product and query embeddings worth to a pCTR model?",
+        )
+    except BrokenPipeError:
+        # The reader of our output (a pager, head) left early; that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        # A Text takes the message as it is; as markup, "[tables]" would be read as a style.
+        message = Text.assemble(("adtower:", "bold red"), " ", str(error))
+        Console(stderr=True).print(message, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("adtower: interrupted; the same command resumes the run")
+        sys.exit(130)

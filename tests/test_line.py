@@ -103,7 +103,7 @@ def test_simulate_repeats_the_runs_own_test(finished):
 
 
 def test_a_bundle_scores_a_table_as_the_model_does(finished, world, tmp_path):
-    bundle = commands.export(finished.folder, tmp_path / "bundle", variant="dashclip")
+    bundle = commands.export(finished.folder, tmp_path / "bundle", variants=["dashclip"])
     table = tmp_path / "rows.parquet"
     rows = pl.read_parquet(world / "impressions.parquet").tail(300).drop("clicked", "purchased")
     rows.write_parquet(table)
@@ -116,7 +116,7 @@ def test_a_bundle_scores_a_table_as_the_model_does(finished, world, tmp_path):
 def test_an_existing_bundle_is_not_overwritten(finished, tmp_path):
     (tmp_path / "bundle").mkdir()
     with pytest.raises(ValueError, match="exist"):
-        commands.export(finished.folder, tmp_path / "bundle", variant="production")
+        commands.export(finished.folder, tmp_path / "bundle", variants=["production"])
 
 
 def test_impressions_alone_train_production_and_refuse_vectors(world, tmp_path):

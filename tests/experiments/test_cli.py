@@ -14,7 +14,7 @@ from features.dataset import Dataset
 
 VERBS = (
     *("demo", "run", "data", "embed", "train", "evaluate", "compare", "simulate", "export"),
-    *("score", "report", "bench", "doctor", "reproduce"),
+    *("verify", "score", "report", "bench", "doctor", "reproduce"),
 )
 DATA_VERBS = ("make", "check", "describe", "simulate", "import")
 IMPORTS = ("homedepot", "fashion", "clicks")

@@ -1,0 +1,15 @@
+"""The names of what ``adtower bench`` times, apart from the work, so that they are quickly read."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+BenchStage = Literal[
+    "text_encoding",
+    "click_training",
+    "grouped_auc",
+    "interval",
+    "scoring",
+    "export",
+]
+BENCH_STAGES: tuple[BenchStage, ...] = get_args(BenchStage)
