@@ -17,6 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_LEFT: list[bool] = []
+"""Not empty once this process has left its group."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
@@ -31,7 +34,7 @@ class Ranks:
         if not dist.is_available():
             return cls()
         if not dist.is_initialized():
-            if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _LEFT:
                 return cls()
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return cls(rank=dist.get_rank(), world=dist.get_world_size())
@@ -99,6 +102,13 @@ class Ranks:
         sizes = [gradient.numel() for gradient in gradients]
         for gradient, part in zip(gradients, flat.split(sizes), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+    def leave_(self) -> None:
+        """Close the process group, for good; what follows is done by each rank alone."""
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+            _LEFT.append(True)
 
     def agree(self, value: int) -> int:
         """The first rank's value, on all ranks."""

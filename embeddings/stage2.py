@@ -88,6 +88,7 @@ def train_stage2(
     seed: int,
     out: str | Path | None = None,
     image_root: str | Path | None = None,
+    image_cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> DashClip:
     """Align products and queries.
@@ -102,6 +103,7 @@ def train_stage2(
         out: Folder for the trained model. If it already holds one from the same model, data,
             settings and seed, that one is returned and nothing is trained.
         image_root: Folder that relative image paths start from.
+        image_cache: File that keeps the decoded images between runs; see ``decode_images``.
         progress: Called after every step.
 
     Returns:
@@ -122,7 +124,9 @@ def train_stage2(
             f"{len(judgements.trainable)} queries have a pair of label 1 or 2; alignment contrasts "
             "queries with each other and needs 2 or more"
         )
-    images = decode_images(products, model.architecture.image.pixels, image_root=image_root)
+    images = decode_images(
+        products, model.architecture.image.pixels, image_root=image_root, cache=image_cache
+    )
     run = {
         "stage": 2,
         "seed": seed,

@@ -46,10 +46,15 @@ class EmbedConfig(BaseModel):
     """Image-text pre-training on the catalogue."""
     stage2: Stage2Config = Stage2Config()
     """Product-query alignment."""
+    track: bool = True
+    """Mirror the training curves and the figures in MLflow."""
+    tracking_uri: str | None = None
+    """MLflow's tracking URI; by default a sqlite file beside the run."""
 
     def identity(self, data_fingerprint: str) -> dict[str, object]:
         """Return what makes two runs the same run: settings and data, not where they are kept."""
-        settings = self.model_dump(mode="json", exclude={"data", "out", "overwrite"})
+        elsewhere = {"data", "out", "overwrite", "track", "tracking_uri"}
+        settings = self.model_dump(mode="json", exclude=elsewhere)
         return {"settings": settings, "data": data_fingerprint}
 
 

@@ -270,6 +270,7 @@ def _mirror(line: Run, trained: TrainedByName, result: RunResult) -> None:
                 child.log_metrics(_figures_of(name, result))
                 for check, row in enumerate(seeds[0].curve):
                     child.log_metrics(row, step=check)
+        tracker.log_histories(line.vectors.histories())
         tracker.log_metrics(_figures_of("ab", result) | _figures_of("oracle", result))
         tracker.log_artifacts([line.folder.path / METRICS, line.folder.path / REPORT])
 

@@ -7,6 +7,7 @@ What is tracked must be right, though: a NaN is refused, whether or not the stor
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -146,6 +147,18 @@ class Tracker:
             ValueError: As ``log_metrics``.
         """
         self._log(self.run_id_, [(name, value, step) for step, value in value_by_step.items()])
+
+    def log_histories(self, histories: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Log what training wrote down at each step, as ``STAGE.METRIC``.
+
+        Args:
+            histories: By stage and metric, a value a step. A value that is no number (an AUC of a
+                batch without a mismatch) is left out of its curve.
+        """
+        for stage, history in histories.items():
+            for name, values in history.items():
+                curve = {step: v for step, v in enumerate(values, 1) if math.isfinite(v)}
+                self.log_curve(f"{stage}.{name}", curve)
 
     def log_artifacts(self, paths: Sequence[Path | str]) -> None:
         """Copy files to the run, such as ``report.html`` and ``metrics.json``.

@@ -9,6 +9,7 @@ from typing import Any
 
 from embeddings import baselines
 from embeddings.evaluate import evaluate_embeddings, evaluate_tfidf
+from embeddings.images import ImageTable, decode_images
 from embeddings.model import DashClip, Mode
 from embeddings.relevance_split import split_relevance
 from embeddings.stage1 import train_stage1
@@ -26,12 +27,19 @@ Stores = tuple[VectorStore, VectorStore]
 """Product vectors and query vectors of one encoder."""
 
 COSTS = "costs.json"
+IMAGES = "images.u8"
+"""Every image decoded once, for both stages and for the vectors."""
 
 _MODES: dict[VectorSource, Mode] = {
     "dashclip": "multimodal",
     "text_only": "text",
     "image_only": "image",
 }
+
+
+def model_folder(run_folder: Path, stage: int) -> Path:
+    """Where a run keeps its encoders after stage 1 or 2."""
+    return run_folder / "embeddings" / f"model_stage{stage}"
 
 
 class VectorMaker:
@@ -124,7 +132,7 @@ class VectorMaker:
         return results
 
     def _model_folder(self, stage: int) -> Path:
-        return self._folder.path / "embeddings" / f"model_stage{stage}"
+        return model_folder(self._folder.path, stage)
 
     def _trained(self, stage: int) -> bool:
         return self._model_folder(stage).is_dir()
@@ -140,6 +148,7 @@ class VectorMaker:
         common: dict[str, Any] = {
             "out": out,
             "image_root": self._dataset.folder,
+            "image_cache": self._image_cache,
             "progress": self._progress,
         }
         if stage == 1:
@@ -184,11 +193,26 @@ class VectorMaker:
         model = self._encoder(source)
         return VectorStore.from_arrays(
             ids,
-            model.embed_products(products, mode, image_root=self._dataset.folder),
+            model.embed_products(products, mode, images=self._images(model, mode)),
             kind=f"product/{mode}",
             encoder_fingerprint=model.fingerprint,
             data_fingerprint=self._dataset.fingerprint(),
         )
+
+    def _images(self, model: DashClip, mode: Mode) -> ImageTable | None:
+        """The images as training saw them; None where the mode does not look at any."""
+        if mode == "text":
+            return None
+        return decode_images(
+            self._dataset.table("products"),
+            model.architecture.image.pixels,
+            image_root=self._dataset.folder,
+            cache=self._image_cache,
+        )
+
+    @property
+    def _image_cache(self) -> Path:
+        return self._folder.path / "embeddings" / IMAGES
 
     def _query_store(self, source: VectorSource) -> VectorStore:
         queries, seed = self._dataset.table("queries"), self._config.seed
