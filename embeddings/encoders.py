@@ -1,4 +1,4 @@
-"""The text encoder, and the multimodal encoder that runs its layers with an eye on the image.
+"""The text encoder, and the two that share its layers: the query and the multimodal encoder.
 
 The multimodal encoder owns no transformer of its own. It runs the text encoder's last layers with
 cross-attention to the image tokens put between self-attention and feed-forward (the dotted line
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -137,6 +138,29 @@ def _last(attend_BL: Tensor) -> Tensor:
     """Place of the last real token of each text, (B,)."""
     place_L = torch.arange(attend_BL.shape[1], device=attend_BL.device)
     return (attend_BL * place_L).argmax(1)
+
+
+class QueryEncoder(nn.Module):
+    """The last layers of a text encoder as a copy that trains, and a projection.
+
+    The layers below are the text encoder's own: they are frozen, so a copy would equal them.
+    """
+
+    def __init__(self, shape: TextShape, layers: int, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(shape.layer() for _ in range(layers))
+        self.readout = TextReadout(shape)
+        self.projection = nn.Linear(shape.pooled_width, dim)
+
+    def pooled(self, x_BLD: Tensor, attend_BL: Tensor) -> Tensor:
+        """Normalised read-out of the last states, (B, T)."""
+        for layer in self.layers:
+            x_BLD = layer(x_BLD, attend_BL)
+        pooled_BT = self.readout(x_BLD, attend_BL).float()
+        return F.layer_norm(pooled_BT, pooled_BT.shape[-1:])
+
+    def forward(self, x_BLD: Tensor, attend_BL: Tensor) -> Tensor:
+        return self.projection(self.pooled(x_BLD, attend_BL))
 
 
 class CrossAttention(nn.Module):

@@ -9,16 +9,11 @@ from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 from torch import nn
 
-from embeddings.architecture import RANDOM_TEXT
+from embeddings.architecture import RANDOM_TEXT, Architecture
 from embeddings.encoders import TextShape
 from embeddings.image_encoder import ImageShape
-from embeddings.pretrained import (
-    Projections,
-    has_cross_attention,
-    read_image_shape,
-    read_projections,
-    read_text_shape,
-)
+from embeddings.pretrained import read_image_shape, read_text_shape
+from embeddings.pretrained_pair import Projections, has_cross_attention, read_projections
 from embeddings.text import load_tokenizer
 from embeddings.weights import RANDOM_SOURCE, ResolvedWeights
 
@@ -127,6 +122,61 @@ def plan_start(
         projections=projections,
         itm_head=itm_head,
         origins=Origins(**origins),
+    )
+
+
+def plan_architecture(
+    start: Start,
+    *,
+    fusion_layers: int,
+    trainable_text_layers: int,
+    trainable_image_layers: int | None,
+    embedding_dim: int,
+    text_columns: tuple[str, ...],
+    max_text_tokens: int,
+    max_query_tokens: int,
+) -> Architecture:
+    """Put settings and checkpoints together; arguments as in ``DashClip.initial``.
+
+    Raises:
+        ValueError: If more layers are to be fused or trained than an encoder has, or texts may be
+            longer than its positions.
+    """
+    shape, layers = start.text, start.image.layers
+    if not 1 <= fusion_layers <= trainable_text_layers <= shape.layers:
+        raise ValueError(
+            f"fusion_layers={fusion_layers} and trainable_text_layers={trainable_text_layers} "
+            f"must satisfy 1 <= fusion <= trainable <= {shape.layers}, the layers of the text "
+            "encoder"
+        )
+    if max(max_text_tokens, max_query_tokens) > shape.positions:
+        raise ValueError(
+            f"max_text_tokens={max_text_tokens} and max_query_tokens={max_query_tokens} must "
+            f"not exceed the {shape.positions} positions of the text encoder"
+        )
+    if trainable_image_layers is not None and not 0 <= trainable_image_layers <= layers:
+        raise ValueError(
+            f"trainable_image_layers={trainable_image_layers} must be between 0 and {layers}, the "
+            "layers of the image encoder"
+        )
+    given = start.projections
+    return Architecture(
+        text=shape,
+        image=start.image,
+        fusion_layers=fusion_layers,
+        frozen_text_layers=shape.layers - trainable_text_layers,
+        frozen_image_layers=(
+            0 if trainable_image_layers is None else layers - trainable_image_layers
+        ),
+        embedding_dim=embedding_dim,
+        text_columns=text_columns,
+        max_text_tokens=max_text_tokens,
+        max_query_tokens=max_query_tokens,
+        cross_norm="post" if start.origins.multimodal.pretrained else "pre",
+        projection_bias=(
+            given is not None and given.text.bias is not None,
+            given is not None and given.image.bias is not None,
+        ),
     )
 
 

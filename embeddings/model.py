@@ -23,17 +23,17 @@ from embeddings import checkpoint
 from embeddings.architecture import Architecture
 from embeddings.encoders import (
     MultimodalEncoder,
+    QueryEncoder,
     TextEncoder,
-    TextReadout,
-    TextShape,
     initialise_,
 )
 from embeddings.image_encoder import ImageEncoder, ImageShape
 from embeddings.images import ImageTable, decode_images
-from embeddings.initial import Origins, Start, enc_for_cls, plan_start
+from embeddings.initial import Origins, Start, enc_for_cls, plan_architecture, plan_start
 from embeddings.lora import add_lora_, has_lora, merge_lora_
 from embeddings.precision import Precision, choose_precision
-from embeddings.pretrained import load_fusion_, load_image_, load_text_
+from embeddings.pretrained import load_image_, load_text_
+from embeddings.pretrained_pair import load_fusion_
 from embeddings.product_features import ProductFeatures, ProductProjection
 from embeddings.text import TokenTable, product_texts, tokenize
 from embeddings.weights import ResolvedWeights
@@ -42,29 +42,6 @@ Mode = Literal["multimodal", "text", "image"]
 
 EMBED_BATCH = 256
 """Rows embedded at a time: large enough for the cores, small enough for their caches."""
-
-
-class QueryEncoder(nn.Module):
-    """The last layers of a text encoder as a copy that trains, and a projection.
-
-    The layers below are the text encoder's own: they are frozen, so a copy would equal them.
-    """
-
-    def __init__(self, shape: TextShape, layers: int, dim: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(shape.layer() for _ in range(layers))
-        self.readout = TextReadout(shape)
-        self.projection = nn.Linear(shape.pooled_width, dim)
-
-    def pooled(self, x_BLD: Tensor, attend_BL: Tensor) -> Tensor:
-        """Normalised read-out of the last states, (B, T)."""
-        for layer in self.layers:
-            x_BLD = layer(x_BLD, attend_BL)
-        pooled_BT = self.readout(x_BLD, attend_BL).float()
-        return F.layer_norm(pooled_BT, pooled_BT.shape[-1:])
-
-    def forward(self, x_BLD: Tensor, attend_BL: Tensor) -> Tensor:
-        return self.projection(self.pooled(x_BLD, attend_BL))
 
 
 class DashClip(nn.Module):
@@ -144,42 +121,15 @@ class DashClip(nn.Module):
                 longer than its positions, or a checkpoint does not fit.
         """
         start = plan_start(weights, image_weights, image, embedding_dim)
-        shape = start.text
-        if not 1 <= fusion_layers <= trainable_text_layers <= shape.layers:
-            raise ValueError(
-                f"fusion_layers={fusion_layers} and trainable_text_layers={trainable_text_layers} "
-                f"must satisfy 1 <= fusion <= trainable <= {shape.layers}, the layers of the text "
-                "encoder"
-            )
-        if max(max_text_tokens, max_query_tokens) > shape.positions:
-            raise ValueError(
-                f"max_text_tokens={max_text_tokens} and max_query_tokens={max_query_tokens} must "
-                f"not exceed the {shape.positions} positions of the text encoder"
-            )
-        image_layers = start.image.layers
-        if trainable_image_layers is not None and not 0 <= trainable_image_layers <= image_layers:
-            raise ValueError(
-                f"trainable_image_layers={trainable_image_layers} must be between 0 and "
-                f"{image_layers}, the layers of the image encoder"
-            )
-        given = start.projections
-        architecture = Architecture(
-            text=shape,
-            image=start.image,
+        architecture = plan_architecture(
+            start,
             fusion_layers=fusion_layers,
-            frozen_text_layers=shape.layers - trainable_text_layers,
-            frozen_image_layers=(
-                0 if trainable_image_layers is None else image_layers - trainable_image_layers
-            ),
+            trainable_text_layers=trainable_text_layers,
+            trainable_image_layers=trainable_image_layers,
             embedding_dim=embedding_dim,
             text_columns=tuple(text_columns),
             max_text_tokens=max_text_tokens,
             max_query_tokens=max_query_tokens,
-            cross_norm="post" if start.origins.multimodal.pretrained else "pre",
-            projection_bias=(
-                given is not None and given.text.bias is not None,
-                given is not None and given.image.bias is not None,
-            ),
         )
         model = cls(architecture, start.tokenizer, start.origins)
         initialise_(model, generator)

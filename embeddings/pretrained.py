@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,13 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from embeddings.checkpoint_families import (
-    CROSS_ATTENTION,
     IMAGE_FAMILIES,
     ONLY,
     TEXT_FAMILIES,
     WHOLE,
 )
-from embeddings.encoders import MultimodalEncoder, TextEncoder, TextShape
+from embeddings.encoders import TextEncoder, TextShape
 from embeddings.image_encoder import ImageEncoder, ImageShape
 from embeddings.transformer import Activation
 
@@ -109,26 +107,10 @@ class Checkpoint:
                     )
         return self.tensors(wanted)
 
-    def cross_attention(self, depth: int) -> dict[str, Tensor]:
-        """The cross-attention of one layer under our names, in float32.
-
-        Raises:
-            ValueError: If a tensor is missing or the file cannot be read.
-        """
-        return self.tensors(
-            {
-                f"{ours}.{end}": tuple(
-                    f"{self.family.layers}.{depth}.{part}.{end}" for part in parts
-                )
-                for ours, parts in CROSS_ATTENTION.items()
-                for end in ENDS
-            }
-        )
-
     def tensors(self, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
         """Named tensors, each made of one or more of the file on top of each other."""
         anchor = next(iter(self.family.tables.values()))
-        with _opened(self.folder) as file:
+        with opened(self.folder) as file:
             names = set(file.keys())
             prefixes = self.family.prefixes
             prefix = next((p for p in prefixes if p + anchor in names), prefixes[0])
@@ -216,7 +198,7 @@ def load_text_(encoder: TextEncoder, folder: Path) -> None:
     if checkpoint.family is TEXT_FAMILIES["bert"]:
         segment = checkpoint.tensors({"0": ("embeddings.token_type_embeddings.weight",)})["0"]
         state["positions.weight"] = state["positions.weight"] + segment[0]
-    _fill_(encoder, state, folder)
+    fill_(encoder, state, folder)
 
 
 @torch.no_grad()
@@ -240,7 +222,7 @@ def load_image_(encoder: ImageEncoder, folder: Path) -> None:
     state["positions"] = resized_positions(
         state["positions"].flatten(0, -2), shape.side, int(shape.class_token)
     )
-    _fill_(encoder, state, folder)
+    fill_(encoder, state, folder)
 
 
 def resized_positions(position_IC: Tensor, side: int, extra: int) -> Tensor:
@@ -260,102 +242,12 @@ def resized_positions(position_IC: Tensor, side: int, extra: int) -> Tensor:
     return torch.cat([apart_XC, wanted_1CGG[0].flatten(1).T])
 
 
-def has_cross_attention(folder: Path) -> bool:
-    """Whether a checkpoint holds BLIP's cross-attention from text to image."""
-    with _opened(folder) as file:
-        return any(".crossattention." in name for name in list(file.keys()))
-
-
-@torch.no_grad()
-def load_fusion_(
-    encoder: MultimodalEncoder, text: TextEncoder, folder: Path, enc_for_cls: tuple[int, int] | None
-) -> None:
-    """Fill the multimodal encoder from a BLIP checkpoint, exactly.
-
-    Args:
-        encoder: With post-norm cross-attention in some or all of the last layers.
-        text: Already filled from the same checkpoint.
-        folder: The checkpoint.
-        enc_for_cls: Vocabulary rows of [ENC] and of the [CLS] that it stands in for, where the
-            multimodal encoder starts at layer 0; None leaves the offset between them at zero.
+def fill_(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Give a module all of its tensors.
 
     Raises:
-        ValueError: If a tensor is missing or has another shape.
+        ValueError: If one has another shape.
     """
-    checkpoint = Checkpoint(folder, "text")
-    for depth, cross in enumerate(encoder.cross, start=len(text.layers) - len(encoder.cross)):
-        _fill_(cross, checkpoint.cross_attention(depth), folder)
-    if enc_for_cls is not None:
-        # [CLS] always stands at position 0, so from one to the other it is a constant step.
-        enc_1D, cls_1D = text.embed(torch.tensor(enc_for_cls)[:, None])
-        encoder.enc_D.copy_((enc_1D - cls_1D)[0])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Projections:
-    """What a whole checkpoint puts on its two encoders."""
-
-    text: nn.Linear
-    """From a text's vector to the space that both share."""
-    image: nn.Linear
-    temperature: float | None
-    """Of the contrast it was trained with, if the checkpoint tells."""
-    itm_head: nn.Linear | None
-    """BLIP's judgement of a pair at [ENC]: two logits, the second for a match."""
-
-
-def read_projections(folder: Path) -> Projections | None:
-    """Read the projections of a whole checkpoint; None if it has none.
-
-    SigLIP's encoders meet without a projection, so theirs is the identity.
-    """
-    with _opened(folder) as file:
-        tensors = {
-            name: file.get_tensor(name).float()
-            for name in list(file.keys())
-            if name.split(".")[0] in _HEADS or name == "text_model.head.weight"
-        }
-    temperature = None
-    if "logit_scale" in tensors:
-        temperature = float(tensors["logit_scale"].neg().exp())
-    for text, image in (("text_projection", "visual_projection"), ("text_proj", "vision_proj")):
-        if f"{text}.weight" in tensors and f"{image}.weight" in tensors:
-            return Projections(
-                text=_linear(tensors, text),
-                image=_linear(tensors, image),
-                temperature=temperature,
-                itm_head=_linear(tensors, "itm_head") if "itm_head.weight" in tensors else None,
-            )
-    if "text_model.head.weight" not in tensors:
-        return None
-    identity = {"one.weight": torch.eye(len(tensors["text_model.head.weight"]))}
-    return Projections(
-        text=_linear(identity, "one"),
-        image=_linear(identity, "one"),
-        temperature=temperature,
-        itm_head=None,
-    )
-
-
-_HEADS = (
-    "text_projection",
-    "visual_projection",
-    "text_proj",
-    "vision_proj",
-    "itm_head",
-    "logit_scale",
-)
-
-
-@torch.no_grad()
-def _linear(tensors: Mapping[str, Tensor], name: str) -> nn.Linear:
-    weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
-    out = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    out.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
-    return out
-
-
-def _fill_(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     own = module.state_dict()
     for name, tensor in state.items():
         if own[name].shape != tensor.shape:
@@ -366,7 +258,12 @@ def _fill_(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None
     module.load_state_dict(state)
 
 
-def _opened(folder: Path) -> Any:
+def opened(folder: Path) -> Any:
+    """Open a checkpoint's tensors without reading them.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
     try:
         return safe_open(folder / WEIGHTS, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -79,8 +79,8 @@ def checkpoint(tmp_path_factory):
 def initial(folder, **settings):
     text, image = find_text_weights(str(folder)), find_image_weights(str(folder))
     model = DashClip.initial(
-        text,
         **{
+            "weights": text,
             "image": ImageShape(pixels=16, patch=8, width=8, layers=1, heads=1),
             "image_weights": image,
             "fusion_layers": 2,
@@ -114,6 +114,9 @@ def test_vectors_are_those_of_the_whole_checkpoint(kind, dim, checkpoint, produc
     folder, theirs = checkpoint[kind]
     model = initial(folder, embedding_dim=dim)
     assert all(origin.pretrained for origin in (model.origins.image, model.origins.projections))
+    if kind != "blip":
+        scale = float(theirs.logit_scale.detach())
+        assert float(model.temperature.detach()) == pytest.approx(np.exp(-scale))
     products, unit = catalogue(products)
     queries = ["red cup", "old blue box jar", "cup"]
     tower = theirs.text_encoder if kind == "blip" else theirs.text_model
@@ -169,6 +172,11 @@ def test_what_does_not_belong_together_starts_random_and_says_so(checkpoint):
     assert mixed.architecture.cross_norm == "pre"
     other_size = initial(clip, embedding_dim=12)
     assert "16 dimensions, embedding_dim=12" in other_size.origins.projections.source
+    siglip = find_text_weights(str(checkpoint["siglip"][0]))
+    model = initial(clip, weights=siglip)
+    assert model.origins.image.pretrained
+    assert not model.origins.projections.pretrained
+    assert float(model.temperature.detach()) == pytest.approx(0.07)
     lone = initial(clip, image_weights=None)
     assert not lone.origins.image.pretrained
     assert lone.architecture.image.stem == "convolutions"

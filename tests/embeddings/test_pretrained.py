@@ -35,15 +35,8 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from embeddings.encoders import MultimodalEncoder, TextEncoder
 from embeddings.image_encoder import ImageEncoder
 from embeddings.model import scale_pixels
-from embeddings.pretrained import (
-    has_cross_attention,
-    load_fusion_,
-    load_image_,
-    load_text_,
-    read_image_shape,
-    read_projections,
-    read_text_shape,
-)
+from embeddings.pretrained import load_image_, load_text_, read_image_shape, read_text_shape
+from embeddings.pretrained_pair import has_cross_attention, load_fusion_, read_projections
 
 WIDTHS = {
     "hidden_size": 32,
