@@ -21,7 +21,7 @@ from features.examples import Examples
 from features.history import PurchaseHistory
 from features.pipeline import FeaturePipeline
 from features.sparse import ValueIndex
-from ranking.bundle import GOLDEN_FILE, GOLDEN_SCORE, Bundle, BundleManifest, open_bundle
+from ranking.bundle import Bundle, BundleManifest, open_bundle
 from ranking.predictor import Predictor
 from ranking.query_encoder import QUERY_ENCODER, OnnxQueryEncoder
 from ranking.request import (
@@ -168,15 +168,6 @@ class Scorer:
             ValueError: If features or vectors are not those the model was trained with.
         """
         return self._predictor.predict(examples, vectors)
-
-    def golden_difference(self) -> float:
-        """Score the golden rows and return the largest distance to the trained model's scores.
-
-        More than 1e-5 means that this machine computes something else than the one that exported.
-        """
-        golden = pl.read_parquet(self.bundle.path(GOLDEN_FILE))
-        p_click_N = self.score(golden.drop(GOLDEN_SCORE))
-        return float(np.abs(p_click_N - golden[GOLDEN_SCORE].to_numpy()).max())
 
     def _with_known_queries(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Give rows with a query text and no query id the id that training knew the text by."""
