@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from embeddings.encoders import TextEncoder, mean_pool
+from embeddings.encoders import TextEncoder
 from embeddings.hardware import HardwareChoice, hardware_choice
 
 MIN_COSINE = 0.999
@@ -57,9 +57,9 @@ def choose_precision(
     id_BL = torch.randint(encoder.shape.vocabulary, (16, 12), generator=generator).to(device)
     attend_BL = torch.ones_like(id_BL, dtype=torch.bool)
     with torch.no_grad():
-        exact_BD = mean_pool(encoder(id_BL, attend_BL), attend_BL)
+        exact_BD = encoder.pool(encoder(id_BL, attend_BL), attend_BL)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            rough_BD = mean_pool(encoder(id_BL, attend_BL), attend_BL).float()
+            rough_BD = encoder.pool(encoder(id_BL, attend_BL), attend_BL).float()
     worst = float(F.cosine_similarity(exact_BD, rough_BD).min())
     if not worst >= MIN_COSINE:
         return Precision(

@@ -174,9 +174,10 @@ def initialise_projections_(
     """
     projection, query = model.product_projection, model.query_encoder
     assert projection is not None and query is not None
-    width, dim = model.architecture.text.width, model.dim
+    start, width = model.architecture.text.width, model.architecture.text.pooled_width
+    text, dim = slice(start, start + width), model.dim
     projection.fit_(features)
-    text_PD = features.parts()[0][features.has_text_P, width : 2 * width]
+    text_PD = features.parts()[0][features.has_text_P, text]
     query_QD = torch.cat(
         [pooled_queries(model, states, row_B) for row_B in states.tokens.by_length(512)]
     )
@@ -191,9 +192,7 @@ def initialise_projections_(
     component_ED = torch.zeros(dim, width)
     component_ED[:kept] = basis_DD[:, -kept:].T.float()
     projection.linear.weight.zero_()
-    projection.linear.weight[:, width : 2 * width] = (
-        component_ED * projection.scale_X[width : 2 * width]
-    )
+    projection.linear.weight[:, text] = component_ED * projection.scale_X[text]
     if projection.down is not None:
         projection.down.weight.zero_()
     query.projection.weight.copy_(component_ED)

@@ -83,7 +83,6 @@ class OnnxQueryEncoder:
         text = (folder / SETTINGS_FILE).read_text(encoding="utf-8")
         self.settings = QueryEncoderSettings.model_validate_json(text)
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.settings.max_tokens)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

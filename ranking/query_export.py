@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embeddings.encoders import mean_pool
 from embeddings.model import DashClip
 from embeddings.precision import MIN_COSINE
 from embeddings.text import tokenize
@@ -127,7 +126,7 @@ class QueryGraph(nn.Module):
         attend_BL = torch.ones_like(id_BL, dtype=torch.bool)
         state_BLD = model.query_states(id_BL, attend_BL)
         if model.query_encoder is None:
-            vector_BD = model.itc_text(mean_pool(state_BLD, attend_BL))
+            vector_BD = model.itc_text(model.text.pool(state_BLD, attend_BL))
         else:
             pooled_BD = model.query_encoder.pooled(state_BLD, attend_BL)
             vector_BD = model.query_encoder.projection(pooled_BD)

@@ -23,6 +23,8 @@ from embeddings.lora import has_lora
 from embeddings.model import DashClip
 from embeddings.momentum import momentum_copy
 from embeddings.precision import FLOAT32
+from embeddings.stage1 import train_stage1
+from embeddings.stage2 import train_stage2
 from embeddings.weights import find_image_weights, find_text_weights
 
 WIDTHS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
@@ -266,6 +268,47 @@ def test_adapters_leave_the_model_and_stay_out_of_its_folder(checkpoint, tmp_pat
     assert loaded.fingerprint == model.fingerprint != plain.fingerprint
     difference = loaded.embed_queries(["red cup"]) - model.embed_queries(["red cup"])
     assert abs(difference).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("clip", {"lora_rank": 2}),
+        ("siglip", {"trainable_image_layers": 1}),
+        ("blip", {"trainable_image_layers": 0, "lora_rank": 2, "objective": "momentum"}),
+    ],
+)
+def test_every_family_goes_through_both_stages(
+    kind, settings, checkpoint, products, queries, relevance, stage1_config, stage2_config, tmp_path
+):
+    folder = str(checkpoint[kind][0])
+    config = stage1_config.model_copy(
+        update={
+            "text_weights": folder,
+            "image_weights": folder,
+            "require_pretrained": True,
+            "fusion_layers": 2,
+            "trainable_text_layers": 2,
+            "steps": 3,
+            **settings,
+        }
+    )
+    first = train_stage1(products, config, seed=0)
+    assert not has_lora(first)
+    second = train_stage2(
+        first,
+        products,
+        queries,
+        relevance,
+        stage2_config.model_copy(update={"steps": 3}),
+        seed=0,
+        out=tmp_path / "model",
+    )
+    for model in (first, second, DashClip.load(tmp_path / "model")):
+        for mode in ("multimodal", "text", "image"):
+            vector_PE = model.embed_products(products.head(5), mode)
+            np.testing.assert_allclose(np.linalg.norm(vector_PE, axis=1), 1, atol=1e-5)
+        assert model.embed_queries(["red cup", "old"]).shape == (2, 16)
 
 
 def test_checkpoints_that_do_not_fit_are_refused(checkpoint, tiny_weights, tmp_path):
