@@ -193,7 +193,7 @@ class ImageEncoder(nn.Module):
         else:
             side, patch = shape.side, shape.patch
             # A convolution with stride equal to its size is a linear map of each patch; written
-            # like this it takes less than half the time on a processor.
+            # like this it takes about half the time on a processor.
             grid_BGPGP3 = pixel_BSS3.reshape(-1, side, patch, side, patch, 3)
             patch_BIN = grid_BGPGP3.transpose(2, 3).reshape(-1, side * side, 3 * patch * patch)
         x_BIC = self.patches(patch_BIN)
