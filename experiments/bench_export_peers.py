@@ -136,7 +136,7 @@ def train_trees(column_NT: NDArray[np.float32], label_N: NDArray, *, seed: int) 
     """
     parameters = {
         "objective": "binary", "num_leaves": LEAVES, "min_data_in_leaf": 5, "seed": seed,
-        "min_sum_hessian_in_leaf": 0.0, "num_threads": 1, "verbosity": -1,
+        "num_threads": 1, "verbosity": -1,
     }  # fmt: skip
     booster = lightgbm.train(parameters, lightgbm.Dataset(column_NT, label_N), TREES)
     leaves = [tree["num_leaves"] for tree in booster.dump_model()["tree_info"]]

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from features.columns import TABLE_COLUMNS, as_frame, canonical, column_violations
-from features.dataset import Dataset
 from features.dense import DenseTransform
 from features.examples import Examples
 from features.history import PurchaseHistory, purchases_of
 from features.schema import SIDE_TABLE_KEYS, DatasetSpec
 from features.sparse import ValueIndex, Vocabulary
 from features.violation import refuse_errors
+
+if TYPE_CHECKING:
+    # Only fitting reads a dataset, and its storage libraries; scoring must do without them.
+    from features.dataset import Dataset
 
 FORMAT = 1
 TRANSFORMS_FILE = "transforms.json"

@@ -95,8 +95,8 @@ def export_bundle(
         facts: What the model card says of the data.
         more_files: Called with the bundle's folder to write further files into it, such as a
             query encoder, before the proof.
-        tolerance: Largest distance between the bundle's and the model's probabilities. Isotonic
-            calibration is steep in places, so there the distance counts before calibration.
+        tolerance: Largest distance between the bundle's and the model's probabilities; see
+            ``slack_of`` for calibrated ones.
 
     Returns:
         ``out``.
@@ -130,7 +130,7 @@ def export_bundle(
         versions=_versions(),
     )
     calibrate = None if calibrator is None else calibrator.calibrate
-    slack = tolerance if isinstance(calibrator, Isotonic) else 0.0
+    slack = slack_of(calibrator, tolerance)
 
     def predict(raw: pl.DataFrame, given: Vectors | None) -> NDArray[np.float64]:
         return model.predict_proba(pipeline.transform(raw), given)
@@ -175,6 +175,18 @@ def export_bundle(
         (folder / CERTIFICATE_FILE).write_text(certificate.to_json(), encoding="utf-8")
         seal_(folder, manifest)
     return out
+
+
+def slack_of(calibrator: Calibrator | None, tolerance: float) -> float:
+    """Return how far a prediction may be from the model's before it is calibrated.
+
+    An isotonic function has steps, which turn 1e-7 into anything; so there the tolerance holds
+    before it. Platt reads the logit, and a prediction in float32 knows that of a near certain
+    click to a few digits alone; so one rounding is allowed for.
+    """
+    if calibrator is None:
+        return 0.0
+    return tolerance if isinstance(calibrator, Isotonic) else float(np.finfo(np.float32).eps)
 
 
 def _members_of(model: ClickModel | Ensemble) -> list[ClickModel]:

@@ -24,8 +24,8 @@ from ranking.bundle import GOLDEN_SCORE
 
 CASE = "golden_case"
 LOW, HIGH = "expected_low", "expected_high"
-"""What the score may be before the tolerance. They differ where an isotonic calibration is steep:
-a prediction that moves by the tolerance may cross a step."""
+"""What the score may be, but for the tolerance. They differ where a calibration is steep: the
+steps of an isotonic one turn the last digit of a prediction into anything."""
 
 SAMPLE, RANDOM, REQUEST, NO_VECTORS = "sample", "random", "one_request", "missing_vectors"
 SAMPLE_ROWS, EDGE_ROWS, REQUEST_ROWS = 256, 16, 64
@@ -84,8 +84,7 @@ def golden_table(
         predict: The trained model, before calibration.
         vectors: Those it was trained with.
         calibrate: Applied to its predictions.
-        slack: How far a prediction may be from the trained model's before calibration; 0 where
-            calibration has no steps.
+        slack: How far a prediction may be from the trained model's before calibration.
     """
     tables = []
     for case, raw in cases:

@@ -12,16 +12,19 @@ from features.dataset import Dataset
 from features.schema import DatasetSpec
 from ranking.tower import TowerConfig
 
+HAVE_THEIR_OWN_TESTS = ("embeddings", "export")
+
 
 @pytest.fixture(scope="module")
 def metrics():
-    return run_bench(rows=2000, texts=4)
+    return run_bench(rows=2000, texts=4, products=8)
 
 
 def test_every_stage_stands_beside_its_peer(metrics):
     stages = ("text_encoding", "click_training", "grouped_auc", "interval")
     assert {f"speedup.{stage}" for stage in stages} <= metrics.keys()
     assert {"speedup.scoring_100", "speedup.scoring_1000"} <= metrics.keys()
+    assert {"speedup.embedding_training", "speedup.sentence_transformers"} <= metrics.keys()
     for name in ("text_encoding.{}texts_per_s", "click_training.{}rows_per_s"):
         own, peer = metrics[name.format("")], metrics[name.format("peer_")]
         assert metrics[f"speedup.{name.split('.')[0]}"] == pytest.approx(own / peer)
@@ -39,6 +42,11 @@ def test_every_figure_is_a_positive_finite_number(metrics):
 
 def test_both_sides_compute_the_same_thing(metrics):
     assert metrics["text_encoding.min_cosine"] > 0.999
+    assert metrics["sentence_transformers.min_cosine"] > 0.999
+    # One network: the same order of loss before either has learned anything.
+    assert metrics["embedding_training.loss_first"] == pytest.approx(
+        metrics["embedding_training.peer_loss_first"], abs=0.5
+    )
     assert metrics["grouped_auc.max_difference"] < 1e-12
     assert metrics["scoring.max_difference_100"] < 1e-5
     assert metrics["scoring.max_difference_1000"] < 1e-5
@@ -48,8 +56,17 @@ def test_both_sides_compute_the_same_thing(metrics):
 
 @pytest.mark.parametrize(("rows", "texts"), [(1999, 600), (2000, 1)])
 def test_too_little_work_to_time_is_refused(rows, texts):
-    with pytest.raises(ValueError, match=f"rows is {rows} and texts {texts}"):
+    with pytest.raises(ValueError, match=f"rows is {rows}, texts {texts} and"):
         run_bench(rows=rows, texts=texts)
+
+
+def test_one_stage_runs_alone_and_an_unknown_one_is_refused():
+    metrics = run_bench(rows=2000, stages=["grouped_auc"])
+    assert metrics.keys() - {"rows"} == {
+        "grouped_auc.ms", "grouped_auc.peer_ms", "grouped_auc.max_difference", "speedup.grouped_auc"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"stages \['lunch'\] are unknown; there are "):
+        run_bench(rows=2000, stages=["lunch"])
 
 
 def test_the_least_of_three_repeats_counts(monkeypatch):
