@@ -8,16 +8,17 @@ from experiments import bench
 from experiments.bench import run_bench
 from experiments.bench_data import clicks, criteo_shaped, texts_of
 from experiments.bench_peers import train_plainly
+from experiments.bench_stages import BENCH_STAGES
 from features.dataset import Dataset
 from features.schema import DatasetSpec
 from ranking.tower import TowerConfig
 
-HAVE_THEIR_OWN_TESTS = ("embeddings", "export")
-
 
 @pytest.fixture(scope="module")
 def metrics():
-    return run_bench(rows=2000, texts=4, products=8)
+    # What scores an export has tests of its own.
+    stages = [stage for stage in BENCH_STAGES if stage != "export"]
+    return run_bench(rows=2000, texts=4, products=8, stages=stages)
 
 
 def test_every_stage_stands_beside_its_peer(metrics):
