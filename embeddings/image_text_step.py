@@ -209,9 +209,8 @@ class ImageTextStep:
         for at_N in goes:
             x_NLD, attend_NL = self.states.batch(row_B[at_N])
             if hidden_BL is not None:
-                shown_NL = ~hidden_BL[at_N, : attend_NL.shape[1]].to(attend_NL.device)
-                shown_NL[:, 0] = True
-                attend_NL = attend_NL & shown_NL
+                hidden_NL = hidden_BL[at_N, : attend_NL.shape[1]].to(attend_NL.device)
+                attend_NL = attend_NL & ~(hidden_NL & between_ends(attend_NL))
             state_NLD = model.text.run(x_NLD, attend_NL, first=first, last=last)
             vectors.append(model.itc_text(model.text.pool(state_NLD, attend_NL)))
         if len(goes) == 1 and bool((order_B == torch.arange(len(order_B))).all()):
@@ -330,6 +329,12 @@ def itm_pairs(
     image_row_N = torch.cat([own_R, image_for_text_B[hard_R], hard_R])
     matched_N = (torch.arange(len(text_row_N)) < len(own_R)).long()
     return text_row_N, image_row_N, matched_N
+
+
+def between_ends(attend_BL: Tensor) -> Tensor:
+    """Real tokens but the first and the last, where encoders are read, (B, L)."""
+    place_L = torch.arange(attend_BL.shape[1], device=attend_BL.device)
+    return (place_L > 0) & (place_L < attend_BL.sum(1, keepdim=True) - 1)
 
 
 def by_like_length(length_B: Tensor, order_B: Tensor) -> list[Tensor]:

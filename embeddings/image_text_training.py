@@ -21,6 +21,7 @@ from embeddings import training_state
 from embeddings.augment import draw_views
 from embeddings.cached_text import CachedStates
 from embeddings.collapse import CHECK_EVERY, Alarm
+from embeddings.hardware import hardware_choice
 from embeddings.image_text_step import (
     IMAGE_ONLY,
     TEXT_ONLY,
@@ -35,7 +36,7 @@ from embeddings.losses import sigmoid_bias
 from embeddings.model import DashClip
 from embeddings.momentum import follow_, momentum_copy
 from embeddings.pictures import CachedPictures, PixelPictures
-from embeddings.precision import Precision
+from embeddings.precision import Precision, choose_precision
 from embeddings.queue import KeyQueue
 from embeddings.ranks import Ranks
 from embeddings.schedule import (
@@ -100,6 +101,8 @@ class ImageTextTraining:
         self.batches = Batches(len(data), config.batch, seed)
         ranks.own(self.batches.batch)
         self.history: dict[str, list[float]] = {}
+        self.arithmetic: dict[str, Any] = {}
+        """Threads, precision and why; recorded with the model."""
         self.alarm = Alarm()
         self.step = 0
 
@@ -117,8 +120,7 @@ class ImageTextTraining:
             The value of each metric at each step.
         """
         found = None if state is None else self._read_state(state, identity)
-        if found is not None:
-            self._take_arithmetic(found[1]["arithmetic"])
+        self._choose_arithmetic(None if found is None else found[1]["arithmetic"])
         self._prepare()
         if found is not None:
             self._restore(*found)
@@ -312,11 +314,7 @@ class ImageTextTraining:
             "place": place,
             "alarm": self.alarm.failed,
             "history": self.history,
-            "arithmetic": {
-                "dtype": str(model.precision.dtype).removeprefix("torch."),
-                "reason": model.precision.reason,
-                "threads": torch.get_num_threads(),
-            },
+            "arithmetic": self.arithmetic,
         }
         training_state.write_state_(folder, tensors, record)
 
@@ -347,11 +345,23 @@ class ImageTextTraining:
         self.alarm.failed = record["alarm"]
         self.batches.epoch, self.batches.position = record["place"]
 
-    def _take_arithmetic(self, recorded: dict[str, Any]) -> None:
-        """Compute as the interrupted run did, so that its bits go on."""
-        dtype = getattr(torch, recorded["dtype"])
-        self.model.use_precision(Precision(dtype=dtype, reason=recorded["reason"]))
+    def _choose_arithmetic(self, recorded: dict[str, Any] | None) -> None:
+        """Threads and precision by the hardware, or as an interrupted run had them: its bits go on
+        only if sums are rounded as they were."""
+        model = self.model
+        if recorded is None:
+            hardware = hardware_choice()
+            precision = choose_precision(model.text, model.device, hardware=hardware)
+            recorded = {
+                "threads": hardware.threads,
+                "dtype": str(precision.dtype).removeprefix("torch."),
+                "reason": precision.reason,
+                "hardware": hardware.model_dump(mode="json"),
+            }
+        self.arithmetic = recorded
         torch.set_num_threads(recorded["threads"])
+        dtype = getattr(torch, recorded["dtype"])
+        model.use_precision(Precision(dtype=dtype, reason=recorded["reason"]))
 
 
 def pair_auc(score_N: Tensor, matched_N: Tensor) -> float:

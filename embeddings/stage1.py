@@ -159,7 +159,9 @@ def train_stage1(
     pretrained = config.require_pretrained
     text_weights = find_text_weights(config.text_weights, require_pretrained=pretrained)
     image_weights = find_image_weights(config.image_weights, require_pretrained=pretrained)
-    images = decode_images(products, config.image_px, image_root=image_root, cache=image_cache)
+    images = decode_images(
+        products, config.image_px, image_root=image_root, cache=image_cache, progress=progress
+    )
     texts = product_texts(products, config.text_columns)
     group_P = product_groups(products, texts)
     run = {
@@ -180,6 +182,7 @@ def train_stage1(
         refuse_one_group(data.group_N.numpy())
         training = ImageTextTraining(config, model, data, seed, ranks)
         model.history["stage1"] = training.run(run, state, progress)
+        run = {**run, "arithmetic": training.arithmetic}
     model.stage, model.run = 1, run
     if out is not None and ranks.rank == 0:
         model.save_(out)

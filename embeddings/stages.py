@@ -29,8 +29,8 @@ def finished_stage(out: str | Path | None, run: dict[str, object]) -> DashClip |
     if out is None or record is None:
         return None
     wanted = json.loads(json.dumps(run))
-    if record["run"] != wanted:
-        differing = sorted(key for key in wanted if record["run"].get(key) != wanted[key])
+    differing = sorted(key for key in wanted if record["run"].get(key) != wanted[key])
+    if differing:
         raise ValueError(
             f"{out} holds a model of another run (different: {', '.join(differing)}); name "
             "another folder, or remove it to train again"

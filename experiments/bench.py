@@ -21,6 +21,7 @@ import numpy as np
 from embeddings.baselines import random_vectors, text_vectors
 from embeddings.weights import find_text_weights
 from experiments.bench_data import clicks, criteo_shaped, texts_of
+from experiments.bench_embeddings import bench_embeddings
 from experiments.bench_export import bench_export
 from experiments.bench_peers import (
     bootstrap_aucs_plainly,
@@ -54,6 +55,7 @@ def run_bench(
     *,
     rows: int = 200_000,
     texts: int = 600,
+    products: int = 192,
     stages: Sequence[BenchStage] = BENCH_STAGES,
     progress: Progress | None = None,
 ) -> Metrics:
@@ -62,6 +64,7 @@ def run_bench(
     Args:
         rows: Impressions of the generated click data and of the metrics' data; at least 2,000.
         texts: Titles and queries to encode; the peer manages some dozens a second.
+        products: Images with titles that encoders train on.
         stages: Which; all by default.
         progress: Told of the stages.
 
@@ -70,13 +73,13 @@ def run_bench(
         faster.
 
     Raises:
-        ValueError: If ``rows`` is below 2,000 or ``texts`` below 2, a stage is unknown, or no
-            text weights are found.
+        ValueError: If ``rows`` is below 2,000, ``texts`` below 2 or ``products`` below 4, a stage
+            is unknown, or no text weights are found.
     """
-    if rows < 2000 or texts < 2:
+    if rows < 2000 or texts < 2 or products < 4:
         raise ValueError(
-            f"rows is {rows} and texts {texts}; at least 2,000 rows and 2 texts are needed for a "
-            "time that means anything"
+            f"rows is {rows}, texts {texts} and products {products}; at least 2,000 rows, 2 texts "
+            "and 4 products are needed for a time that means anything"
         )
     if unknown := set(stages) - set(BENCH_STAGES):
         raise ValueError(
@@ -91,6 +94,9 @@ def run_bench(
             return Dataset.open(make_world(Path(scratch) / "world", products=300, requests=600))
 
         measures: dict[BenchStage, Callable[[], Metrics]] = {
+            "embeddings": lambda: bench_embeddings(
+                world(), products=products, batch=min(32, products // 2), texts=2 * texts
+            ),
             "text_encoding": lambda: bench_text_encoding(texts_of(world(), texts)),
             "click_training": lambda: bench_click_training(rows),
             "grouped_auc": lambda: bench_grouped_auc(rows),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 BenchStage = Literal[
+    "embeddings",
     "text_encoding",
     "click_training",
     "grouped_auc",

@@ -21,6 +21,7 @@ from embeddings.image_text_step import (
     WHOLE,
     Batch,
     ImageTextStep,
+    between_ends,
     by_like_length,
     itm_pairs,
 )
@@ -47,6 +48,11 @@ def config(stage1_config):
 
 def with_changes(config, **changes):
     return Stage1Config(**{**config.model_dump(), **changes})
+
+
+def noting(steps):
+    """A progress that writes down the steps of training."""
+    return lambda stage, done, *rest: steps.append(done) if stage == "stage1" else None
 
 
 def recall_of_colours(model, products):
@@ -215,6 +221,12 @@ def test_matching_takes_rows_with_both_modalities_only():
     assert (text != image)[2:].all()
 
 
+def test_the_tokens_where_encoders_are_read_are_never_hidden():
+    attend = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    expected = [[0, 1, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    assert between_ends(attend).long().tolist() == expected
+
+
 def test_texts_of_like_length_go_together():
     length = torch.tensor([4, 40, 5, 4, 38, 5])
     goes = by_like_length(length, length.argsort(stable=True))
@@ -273,7 +285,7 @@ def test_a_run_that_was_cut_off_in_mid_epoch_goes_on_to_the_same_bits(
 
     def kill_at(step):
         def progress(stage, done, total, metrics):
-            if done == step:
+            if stage == "stage1" and done == step:
                 raise Killed
 
         return progress
@@ -283,13 +295,33 @@ def test_a_run_that_was_cut_off_in_mid_epoch_goes_on_to_the_same_bits(
         with pytest.raises(Killed):
             train_stage1(products, config, seed=0, out=tmp_path / "cut", progress=kill_at(cut))
     steps = []
-    resumed = train_stage1(
-        products, config, seed=0, out=tmp_path / "cut", progress=lambda *told: steps.append(told[1])
-    )
+    resumed = train_stage1(products, config, seed=0, out=tmp_path / "cut", progress=noting(steps))
     assert steps[0] == 8
+    assert resumed.run["arithmetic"] == whole.run["arithmetic"]
+    assert {"threads", "dtype", "hardware"} <= whole.run["arithmetic"].keys()
     assert resumed.fingerprint == whole.fingerprint
     assert resumed.history == whole.history
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+
+
+def test_a_resumed_run_computes_as_the_interrupted_one_did(products, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_text_training, "STATE_SECONDS", 0.0)
+
+    def stop(stage, done, total, metrics):
+        if stage == "stage1" and done == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            image_text_training,
+            "choose_precision",
+            lambda *given, **named: Precision(dtype=torch.float32, reason="an older machine"),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train_stage1(products, config, seed=0, out=tmp_path / "m", progress=stop)
+    model = train_stage1(products, config, seed=0, out=tmp_path / "m")
+    assert model.precision.reason == "an older machine"
+    assert DashClip.load(tmp_path / "m").run["arithmetic"]["dtype"] == "float32"
 
 
 def test_the_state_of_another_run_and_a_damaged_one_are_refused(
@@ -298,7 +330,7 @@ def test_the_state_of_another_run_and_a_damaged_one_are_refused(
     monkeypatch.setattr(image_text_training, "STATE_SECONDS", 0.0)
 
     def stop(stage, done, total, metrics):
-        if done == 3:
+        if stage == "stage1" and done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -329,9 +361,7 @@ def test_a_full_disk_leaves_the_state_before(products, config, tmp_path, monkeyp
         with pytest.raises(OSError, match="No space left"):
             train_stage1(products, config, seed=0, out=tmp_path / "m")
     steps = []
-    train_stage1(
-        products, config, seed=0, out=tmp_path / "m", progress=lambda *told: steps.append(told[1])
-    )
+    train_stage1(products, config, seed=0, out=tmp_path / "m", progress=noting(steps))
     assert steps[0] == 3
 
 
@@ -372,10 +402,10 @@ RANKED = """
     import polars as pl
     import torch
     from embeddings.precision import FLOAT32
-    from embeddings import model as module
+    from embeddings import image_text_training as module
     from embeddings.stage1 import Stage1Config, train_stage1
 
-    module.choose_precision = lambda encoder, device: FLOAT32
+    module.choose_precision = lambda *given, **named: FLOAT32
     torch.set_num_threads(1)
     folder = sys.argv[1]
     config = Stage1Config.model_validate_json(open(f"{folder}/config.json").read())
