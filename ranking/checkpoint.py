@@ -37,8 +37,8 @@ def published_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in temporary.rglob("*"):
-            if path.is_file():
-                _sync(path)
+            _sync(path)
+        _sync(temporary)
         # mkdtemp makes it private to the user; a published folder follows the umask.
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(folder)

@@ -94,22 +94,6 @@ class FusedTables(nn.Module):
         return torch.cat([by_name[name] for name in self.names], dim=1)
 
 
-class GatherTables(nn.Module):
-    """The same tables as one matrix and one Gather, for export; trains nothing."""
-
-    first_row_F: Tensor
-
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        super().__init__()
-        sizes = torch.tensor([len(weight) for weight in weights])
-        self.register_buffer("first_row_F", torch.cumsum(sizes, 0) - sizes)
-        self.rows = nn.Embedding.from_pretrained(torch.cat(list(weights)).clone(), freeze=True)
-
-    def forward(self, sparse_BF: Tensor) -> Tensor:
-        """Return the rows of all features side by side, shape (B, F * E)."""
-        return self.rows(sparse_BF + self.first_row_F).flatten(1)
-
-
 class CrossNetwork(nn.Module):
     """DCN-v2 crosses: ``x <- x0 * (W x + b) + x``, with ``W`` full or of low rank.
 
@@ -140,7 +124,7 @@ class ProductionTower(nn.Module):
     """DCN-v2 over id embeddings and dense columns: crosses and an MLP side by side.
 
     Args:
-        tables: What turns sparse ids into (B, F * E); replaced by ``GatherTables`` for export.
+        tables: What turns sparse ids into (B, F * E); None where there are no sparse features.
         sparse_width: F * E.
         dense_width: C, plus whatever else is concatenated (``single_tower``).
     """

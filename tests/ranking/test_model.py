@@ -7,7 +7,7 @@ import torch
 from features.embedding_join import derived_features, gather_vectors
 from ranking.contract import InputSignature
 from ranking.inputs import ExampleTensors, FrozenVectors
-from ranking.model import CrossNetwork, FusedTables, GatherTables, VectorFeatures
+from ranking.model import CrossNetwork, FusedTables, VectorFeatures
 from ranking.tower import TowerConfig, build_network
 
 
@@ -48,11 +48,6 @@ def test_fused_tables_return_each_features_own_row(tables):
     out_BW = tables(torch.tensor([[4, 1], [2, 2]]))
     torch.testing.assert_close(out_BW[0], torch.cat([user_VE[4], brand_VE[1]]))
     torch.testing.assert_close(out_BW[1], torch.cat([user_VE[2], brand_VE[2]]))
-
-
-def test_lowered_tables_return_what_the_fused_ones_do(tables):
-    ids_BF = torch.stack([torch.randint(5, (50,)), torch.randint(3, (50,))], dim=1)
-    assert torch.equal(GatherTables(tables.weights())(ids_BF), tables(ids_BF))
 
 
 def test_one_step_of_row_wise_adagrad_by_hand(tables):
