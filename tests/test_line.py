@@ -11,6 +11,7 @@ from embeddings.stage2 import Stage2Config
 from experiments import commands
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.marketplace.world import make_world
+from ranking.certificate import verify_bundle
 from ranking.tower import TowerConfig
 
 TINY = {
@@ -107,10 +108,25 @@ def test_a_bundle_scores_a_table_as_the_model_does(finished, world, tmp_path):
     table = tmp_path / "rows.parquet"
     rows = pl.read_parquet(world / "impressions.parquet").tail(300).drop("clicked", "purchased")
     rows.write_parquet(table)
-    scored = commands.score(bundle, table)
+    commands.score(bundle, table, tmp_path / "scores.parquet")
+    scored = pl.read_parquet(tmp_path / "scores.parquet")
     line = commands.Run.reopen(finished.folder)
     model = line.train(next(v for v in line.variants if v.name == "dashclip"))[0]
     assert scored["p_click"].to_numpy() == pytest.approx(line.scorer(model)(rows), abs=1e-6)
+
+
+def test_variants_are_averaged_calibrated_and_described_in_one_bundle(finished, tmp_path):
+    names = ["dashclip", "production", "logistic"]
+    bundle = commands.export(
+        finished.folder, tmp_path / "bundle", variants=names, calibrate="platt", int8_tables=True
+    )
+    assert verify_bundle(bundle).passed
+    card = (bundle / "model_card.md").read_text()
+    validation = json.loads((finished.folder / "data.json").read_text())["parts"]["validation"]
+    assert f"- parts.validation.first: {validation['first']}" in card
+    assert "their logits are averaged" in card
+    with pytest.raises(ValueError, match="use the vectors dashclip and stage1"):
+        commands.export(finished.folder, tmp_path / "two", variants=["dashclip", "stage1"])
 
 
 def test_an_existing_bundle_is_not_overwritten(finished, tmp_path):

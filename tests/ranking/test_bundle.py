@@ -98,6 +98,21 @@ def test_a_thousand_flipped_bits_and_cut_files_are_refused_before_parsing(bundle
     Scorer.load(bundle)
 
 
+def test_a_file_that_grew_is_refused_before_it_is_read(bundle, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("ranking.bundle.file_sha256", lambda path: hashed.append(path.name))
+    first = min(listed(bundle))
+    with (bundle / first).open("ab") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ValueError, match=r"has 1073741824 bytes, but manifest.json says"):
+        open_bundle(bundle)
+    assert hashed == []
+
+
+def listed(folder):
+    return json.loads((folder / MANIFEST_FILE).read_text())["files"]
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256", "trees_1.txt"])
 def test_a_missing_file_is_named(bundle, name):
     (bundle / name).unlink()

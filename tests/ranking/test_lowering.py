@@ -153,6 +153,17 @@ def test_one_request_scores_as_its_candidates_one_by_one(name, ten_thousand, sma
     assert_same(found_N, model.predict_proba(request, small_log.vectors), None)
 
 
+@pytest.mark.parametrize("name", ["sparse_NF", "dense_NC", "query_N", "history_NL"])
+def test_rows_that_differ_in_one_thing_of_the_request_are_no_request(name, ten_thousand, small_log):
+    request = ten_thousand.take(np.zeros(3, np.int64))
+    signature = replace(InputSignature.of(request, small_log.vectors), dense_names=("time.a", "b"))
+    split = FeatureSplit.of(signature)
+    assert split.one_request(request, with_vectors=True)
+    changed = getattr(request, name).copy()
+    changed[1] += 1
+    assert not split.one_request(replace(request, **{name: changed}), with_vectors=True)
+
+
 def test_a_feed_holds_the_vectors_that_training_saw(ten_thousand, small_log):
     signature = InputSignature.of(ten_thousand, small_log.vectors)
     feed = graph_feed(FeatureSplit.of(signature), ten_thousand, small_log.vectors)
