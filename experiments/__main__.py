@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-BUNDLE_COMMANDS = ("verify",)
+BUNDLE_COMMANDS = ("verify", "score", "serve", "skew", "mlflow", "triton")
 """Commands over a bundle alone; ``experiments.cli_bundle`` has them."""
 
 

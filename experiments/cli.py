@@ -11,7 +11,7 @@ from rich.text import Text
 from tyro.extras import SubcommandApp
 
 from experiments.bench_stages import BENCH_STAGES, BenchStage
-from experiments.cli_bundle import verify
+from experiments.cli_bundle import BUNDLE_COMMANDS
 from experiments.cli_data import data_app
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.terminal import (
@@ -199,6 +199,7 @@ def export(
     calibrate: Literal["none", "platt", "isotonic"] = "none",
     int8_tables: bool = False,
     vectors: Literal["inside", "pointer"] = "inside",
+    query_encoder: Literal["none", "fp32", "int8"] = "fp32",
 ) -> None:
     """Export a variant as a bundle: graph, transforms, vectors, proof and checksums in one folder.
 
@@ -216,6 +217,8 @@ def export(
             rows stay within the tolerance.
         vectors: Copy the vectors into the bundle, or leave their fingerprint alone; readers then
             name the folder with the stores.
+        query_encoder: Precision of the encoder that gives new query texts a vector, where DashCLIP
+            made the vectors; int8 must keep cosines and the closest products.
     """
     from experiments import commands
 
@@ -227,34 +230,10 @@ def export(
         calibrate=calibrate,
         int8_tables=int8_tables,
         vectors=vectors,
+        query_encoder=query_encoder,
         progress=new_progress(),
     )
     say(f"bundle: {bundle}")
-
-
-@app.command(name="score")
-def score(
-    bundle: tyro.conf.Positional[Path],
-    table: tyro.conf.Positional[Path],
-    out: Path | None = None,
-    json: JsonFile = None,
-) -> None:
-    """Score a parquet table of impressions with a bundle, by onnxruntime alone.
-
-    Args:
-        bundle: Folder that `adtower export` made.
-        table: Parquet with time, user_id, query_id, product_id and the feature columns.
-        out: Parquet to write; by default TABLE.scored.parquet.
-        json: Also write the number of rows and the mean pCTR there.
-    """
-    from experiments import commands
-
-    scored = commands.score(bundle, table)
-    out = out or table.with_suffix(".scored.parquet")
-    scored.write_parquet(out)
-    mean = float(scored["p_click"].to_numpy().mean())
-    say(f"{scored.height} rows scored, mean pCTR {mean:.4f}: {out}")
-    write_figures(json, {"rows": float(scored.height), "mean_p_click": mean})
 
 
 @app.command(name="report")
@@ -344,7 +323,8 @@ def reproduce(
     write_figures(json, result.metrics)
 
 
-app.command(verify, name="verify")
+for verb, command in BUNDLE_COMMANDS.items():
+    app.command(command, name=verb)
 app.command(data_app, name="data", help="Make, check, describe, import or simulate a dataset.")
 
 

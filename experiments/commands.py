@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from embeddings.ranks import Ranks
 from embeddings.stage1 import train_stage1
@@ -40,6 +39,7 @@ from ranking.scorecard import click_metrics
 
 if TYPE_CHECKING:
     from experiments.training import Trained
+    from ranking.batch_score import BatchScores
 
 
 _PROOF_ROWS = 20_000
@@ -233,6 +233,7 @@ def export(
     calibrate: Literal["none", "platt", "isotonic"] = "none",
     int8_tables: bool = False,
     vectors: Literal["inside", "pointer"] = "inside",
+    query_encoder: Literal["none", "fp32", "int8"] = "fp32",
     progress: Progress | None = None,
 ) -> Path:
     """Write variants of a run as a bundle that scores without torch.
@@ -246,6 +247,8 @@ def export(
         calibrate: Fitted on all validation rows, of which some also prove the export.
         int8_tables: Store id tables in one byte a value, if that costs little.
         vectors: Whether the bundle holds its vectors or points to them.
+        query_encoder: Precision of the encoder that gives new query texts a vector. Only vectors
+            that DashCLIP's encoders made have one.
         progress: Told of the stages.
 
     Raises:
@@ -276,49 +279,48 @@ def export(
         p_N = np.stack([one.p_validation_N for one in chosen])
         fit = Platt.fit if calibrate == "platt" else Isotonic.fit
         calibrator = fit(line.split.validation["clicked"].to_numpy(), mean_of(p_N, average))
+    more_files = None
+    if sources and query_encoder != "none":
+        more_files = _query_encoder_writer(line, sources[0], query_encoder)
     with line.progress.stage(f"exporting {' + '.join(one.variant.name for one in chosen)}"):
         return export_bundle(
             models[0] if len(models) == 1 else Ensemble(models, of=average),
             line.pipeline,
             *stores,
-            _evenly(line.split.validation, _PROOF_ROWS),
+            # A column of texts would be encoded, which the trained model cannot do.
+            _evenly(line.split.validation, _PROOF_ROWS).drop("query", strict=False),
             Path(out),
             calibrator=calibrator,
             int8_tables=int8_tables,
             vectors_place=vectors,
+            more_files=more_files,
             facts=CardFacts(data=describe_split(line.dataset, line.split)),
         )
 
 
-def score(bundle: Path, table: Path) -> pl.DataFrame:
-    """Score a parquet table of impressions with a bundle.
+def score(bundle: Path, table: Path, out: Path, *, progress: Progress | None = None) -> BatchScores:
+    """Score a parquet table of impressions with a bundle, in parts of bounded memory.
 
-    Returns:
-        The table's request_id (where it has one), product_id and ``p_click``, in its order.
+    Args:
+        bundle: What ``export`` wrote.
+        table: Impressions, raw.
+        out: Parquet to write: request_id and product_id, where the table has them, and p_click.
+        progress: Told of the rows done.
 
     Raises:
-        ValueError: If the bundle was changed, or the table lacks a column.
+        ValueError: If the bundle was changed, or the table is missing or lacks a column.
     """
+    from ranking.batch_score import score_parquet
     from ranking.score import Scorer
 
-    impressions = read_table(table)
-    p_click_N: NDArray[np.float64] = Scorer.load(bundle).score(impressions)
-    keys = [name for name in ("request_id", "product_id") if name in impressions.columns]
-    return impressions.select(keys).with_columns(pl.Series("p_click", p_click_N))
-
-
-def read_table(path: Path) -> pl.DataFrame:
-    """Read a parquet file.
-
-    Raises:
-        ValueError: If it is missing or not parquet.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"{path} does not exist; a parquet file of impressions is expected")
-    try:
-        return pl.read_parquet(path)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} cannot be read as parquet: {error}") from error
+    scorer = Scorer.load(bundle)
+    with (progress or Silent()).stage(f"scoring {table.name}") as report:
+        return score_parquet(
+            scorer,
+            table,
+            out,
+            progress=lambda done, rows: report(done, rows, f"{done} of {rows} rows"),
+        )
 
 
 def flat_evaluation(evaluation: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -351,6 +353,28 @@ def _refuse_unfed_sources(sources: Sequence[VectorSource], dataset: Dataset) -> 
                 f"vectors {source!r} need; leave them out with --sources, or add the table and "
                 "name it under [tables] in dataset.toml"
             )
+
+
+def _query_encoder_writer(
+    line: Run, source: VectorSource, precision: Literal["fp32", "int8"]
+) -> Callable[[Path], object] | None:
+    """What writes the query encoder of these vectors into a bundle; None where there is none."""
+    from ranking.query_encoder import QUERY_ENCODER
+    from ranking.query_export import write_query_encoder
+
+    model = line.vectors.query_model(source)
+    if model is None:
+        if precision == "int8":
+            raise ValueError(f"the vectors {source!r} have no query encoder that could be int8")
+        return None
+    product_PD = line.vectors.stores(source)[0].vectors_VD
+    return lambda folder: write_query_encoder(
+        model,
+        folder / QUERY_ENCODER,
+        line.dataset.table("queries"),
+        precision=precision,
+        product_PD=product_PD,
+    )
 
 
 def _evenly(rows: pl.DataFrame, at_most: int) -> pl.DataFrame:

@@ -93,6 +93,11 @@ class VectorMaker:
                 self._note_cost(f"stage {stage}", self._models[stage], time.monotonic() - began)
         return self._models[stage]
 
+    def query_model(self, source: VectorSource) -> DashClip | None:
+        """Return the encoders that made one kind of query vectors; None where others did."""
+        own = source in ("stage1", *_MODES)
+        return self._encoder(source) if own else None
+
     def histories(self) -> dict[str, dict[str, list[float]]]:
         """Return, for each stage that this run trained, its metrics at each step."""
         return {

@@ -114,6 +114,9 @@ class OnnxQueryEncoder:
 
         In int8 every text is encoded alone, because its scales depend on what shares the batch:
         the same text always gives the same bits. In fp32 it does to 1e-6.
+
+        Raises:
+            ValueError: If a text has no token.
         """
         found: dict[str, NDArray[np.float32]] = {}
         with self._lock:
@@ -140,6 +143,10 @@ class OnnxQueryEncoder:
         """Texts with their token ids, those of one length together, so that none is padded."""
         by_length: dict[int, list[tuple[str, list[int]]]] = {}
         for text, encoding in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
+            if not encoding.ids:
+                raise ValueError(
+                    f"the query text {text[:40]!r} has no token that its encoder knows"
+                )
             by_length.setdefault(len(encoding.ids), []).append((text, encoding.ids))
         size = 1 if self.settings.precision == "int8" else _BATCH
         return [

@@ -82,7 +82,8 @@ def write_query_encoder(
     if max_tokens > MAX_TOKENS:
         raise ValueError(
             f"max_query_tokens={max_tokens}, but a query encoder is exported for at most "
-            f"{MAX_TOKENS} tokens; train with a lower max_query_tokens"
+            f"{MAX_TOKENS} tokens; train with a lower max_query_tokens, or export without a query "
+            "encoder"
         )
     if precision == "int8" and (product_PD is None or len(product_PD) == 0):
         raise ValueError("precision='int8' needs product_PD, the products its ranks are judged on")
@@ -93,7 +94,7 @@ def write_query_encoder(
     queries.select(
         pl.col("query_id").cast(pl.String), pl.col("query").cast(pl.String)
     ).write_parquet(folder / QUERIES_FILE)
-    sample = _sample_of(queries)
+    sample = _sample_of(queries, model)
     expected_SD = graph.embed(sample)
     _same_as_model(model, sample, expected_SD)
     settings = _measured(
@@ -190,10 +191,12 @@ def _quantise_(path: Path) -> None:
         logging.root.disabled = advice
 
 
-def _sample_of(queries: pl.DataFrame) -> list[str]:
+def _sample_of(queries: pl.DataFrame, model: DashClip) -> list[str]:
     texts = queries["query"].cast(pl.String).drop_nulls().unique(maintain_order=True).to_list()
     stride = max(1, len(texts) // _SAMPLE)
-    return list(dict.fromkeys([*texts[::stride][:_SAMPLE], *EDGE_TEXTS]))
+    sample = dict.fromkeys([*texts[::stride][:_SAMPLE], *EDGE_TEXTS])
+    # Some tokenizers add no marks of their own, and then nothing is not a text.
+    return [text for text in sample if model.tokenizer.encode(text).ids]
 
 
 def _same_as_model(model: DashClip, sample: list[str], graph_SD: NDArray[np.float32]) -> None:

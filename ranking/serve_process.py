@@ -13,7 +13,8 @@ from pathlib import Path
 import uvicorn
 
 from ranking.live_bundle import LiveBundle
-from ranking.serve import ServeConfig, make_app
+from ranking.serve import make_app
+from ranking.serve_config import ServeConfig
 from ranking.serve_metrics import ServeMetrics
 from ranking.served_log import ServedLog
 

@@ -14,7 +14,18 @@ from features.dataset import Dataset
 
 VERBS = (
     *("demo", "run", "data", "embed", "train", "evaluate", "compare", "simulate", "export"),
-    *("verify", "score", "report", "bench", "doctor", "reproduce"),
+    *(
+        "verify",
+        "score",
+        "serve",
+        "skew",
+        "mlflow",
+        "triton",
+        "report",
+        "bench",
+        "doctor",
+        "reproduce",
+    ),
 )
 DATA_VERBS = ("make", "check", "describe", "simulate", "import")
 IMPORTS = ("homedepot", "fashion", "clicks")

@@ -6,8 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from embeddings.encoders import initialise_
+from embeddings.model import DashClip
 from embeddings.precision import FLOAT32
 from ranking import query_export
 from ranking.query_encoder import OnnxQueryEncoder
@@ -21,11 +23,27 @@ QUERIES = pl.DataFrame(
 )
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["text encoder", "own layers"])
+FAMILIES = {
+    "CLIP": {"norm": "pre", "causal": True, "pool": "last", "activation": "quick_gelu"},
+    "SigLIP": {"norm": "pre", "pool": "last", "head": 24, "pad_token": 1},
+}
+
+
+@pytest.fixture(scope="module", params=["text encoder", "own layers", "CLIP", "SigLIP"])
 def model(request, small_model):
-    """A tiny random model, before and after the parts of stage 2 were added."""
-    if not request.param:
+    """A tiny random model: of each family, and with the parts that stage 2 adds."""
+    if request.param == "text encoder":
         return small_model
+    if request.param in FAMILIES:
+        text = small_model.architecture.text.model_copy(update=FAMILIES[request.param])
+        architecture = small_model.architecture.model_copy(update={"text": text})
+        tokenizer = Tokenizer.from_str(small_model.tokenizer.to_str())
+        if text.pad_token is not None:
+            tokenizer.enable_padding(length=text.positions, pad_id=text.pad_token)
+        model = DashClip(architecture, tokenizer, "random")
+        initialise_(model, torch.Generator().manual_seed(2))
+        model._precision = FLOAT32
+        return model.eval()
     aligned = small_model.with_alignment(query_layers=1, projection_width=0)
     initialise_(aligned.query_encoder.projection, torch.Generator().manual_seed(1))
     aligned._precision = FLOAT32
@@ -44,7 +62,7 @@ def test_vectors_are_those_of_the_torch_encoder(model, folder):
     found_QD = OnnxQueryEncoder.load(folder).encode(texts)
     np.testing.assert_allclose(found_QD, model.embed_queries(texts), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found_QD, axis=1), 1, atol=1e-6)
-    assert np.abs(found_QD[0] - found_QD[1]).max() > 0.01
+    assert np.abs(found_QD[0] - found_QD[1]).max() > 0.001
 
 
 def test_the_settings_say_what_was_measured(model, folder):
@@ -89,6 +107,15 @@ def test_a_cached_text_is_not_encoded_again(folder, monkeypatch):
 
 def test_no_texts_give_no_vectors(model, folder):
     assert OnnxQueryEncoder.load(folder).encode([]).shape == (0, model.dim)
+
+
+def test_a_text_without_a_token_is_refused(folder, monkeypatch):
+    encoder = OnnxQueryEncoder.load(folder)
+    bare = Tokenizer(models.WordLevel({"tea": 0}, unk_token="tea"))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    monkeypatch.setattr(encoder, "_tokenizer", bare)
+    with pytest.raises(ValueError, match="the query text ' ' has no token"):
+        encoder.encode(["tea", " "])
 
 
 def test_texts_that_training_knew_have_their_first_id(folder):

@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 from ranking.live_bundle import LiveBundle
 from ranking.request import parse_request
 from ranking.score import Scorer
-from ranking.serve import ServeConfig, make_app
+from ranking.serve import make_app
+from ranking.serve_config import ServeConfig
 from ranking.serve_metrics import ServeMetrics
 
 REQUEST = {

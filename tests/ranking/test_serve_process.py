@@ -32,7 +32,7 @@ REQUEST = {
 BODY = json.dumps(REQUEST)
 SERVER = """
 import logging, sys
-from ranking.serve import ServeConfig
+from ranking.serve_config import ServeConfig
 from ranking.serve_process import serve
 logging.basicConfig()
 config = ServeConfig.model_validate_json(sys.argv[2])
