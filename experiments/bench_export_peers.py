@@ -105,17 +105,20 @@ def torchrec_onnx_scorer(network: ClickNetwork, example: list[NDArray], path: Pa
     with warnings.catch_warnings():
         # The exporter warns of its own internals, which nobody here can mend.
         warnings.simplefilter("ignore")
-        logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            _Served(plain).eval(),
-            tuple(torch.from_numpy(array) for array in example),
-            dynamo=True,
-            dynamic_shapes=(tuple({0: batch} for _ in example),),
-            input_names=names,
-            output_names=["p_click"],
-            opset_version=20,
-            verbose=False,
-        )
+        logging.disable(logging.WARNING)
+        try:
+            program = torch.onnx.export(
+                _Served(plain).eval(),
+                tuple(torch.from_numpy(array) for array in example),
+                dynamo=True,
+                dynamic_shapes=(tuple({0: batch} for _ in example),),
+                input_names=names,
+                output_names=["p_click"],
+                opset_version=20,
+                verbose=False,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
     assert program is not None
     program.save(path, external_data=True)
     session = open_session(path)
