@@ -8,7 +8,7 @@ SEED ?= 0
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench reproduce-homedepot clean
+.PHONY: help setup demo test test-slow check format bench reproduce-homedepot reproduce-grocery reproduce-fashion clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ bench: $(READY) ## Speed of each stage, as ratios to a peer in the same run
 
 reproduce-homedepot: $(READY) ## Home Depot queries and labels, import to report (DATA=folder with homedepot_relevance/)
 	$(BIN)/adtower reproduce homedepot --source $(DATA) --out runs/reproduce-homedepot --overwrite
+
+reproduce-grocery: $(READY) ## A shop's photos find their product's text, fifteen minutes (DATA=folder with grocery_store/)
+	$(BIN)/adtower reproduce grocery --source $(DATA) --out runs/reproduce-grocery --seed $(SEED) --overwrite
+
+reproduce-fashion: $(READY) ## A catalogue's pictures find their titles, fifteen minutes (DATA=folder with fashion44k/)
+	$(BIN)/adtower reproduce fashion --source $(DATA) --out runs/reproduce-fashion --seed $(SEED) --overwrite
 
 clean: ## Remove runs and caches, not the environment
 	rm -rf runs .pytest_cache .ruff_cache build *.egg-info

@@ -1,4 +1,4 @@
-"""Claims on real data, each repeated from import to report by one command."""
+"""A claim on real queries and labels, repeated from import to report by one command."""
 
 from __future__ import annotations
 

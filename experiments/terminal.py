@@ -80,11 +80,23 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def print_evaluation(evaluation: dict[str, dict[str, float]]) -> None:
-    """Print the measures of each kind of vectors."""
+    """Print the measures of each kind of vectors, and of each modality where there are any."""
     print_measures(
         "vectors, on held-out queries",
         evaluation,
         ("recall@10", "ndcg@10", "mrr", "auc_2v0", "auc_2v1", "auc_1v0", "category_f1"),
+    )
+    print_measures(
+        "modalities, on the catalogue itself",
+        evaluation,
+        (
+            "image_to_text.r1",
+            "image_to_text.r10",
+            "text_to_image.r10",
+            "image.category_f1",
+            "text.category_f1",
+            "multimodal.category_f1",
+        ),
     )
 
 
@@ -93,10 +105,21 @@ def print_measures(
 ) -> None:
     """Print one row a thing and one column a measure, those of ``names`` that anything has."""
     present = [n for n in names if any(n in measures for measures in results.values())]
+    if not present:
+        return
     table = Table("", *(n.replace("_", " ") for n in present), title=title)
     for name, measures in results.items():
-        cells = (f"{measures[n]:.4f}" if n in measures else "" for n in present)
-        table.add_row(Text(name), *cells)
+        if any(n in measures for n in present):
+            cells = (f"{measures[n]:.4f}" if n in measures else "" for n in present)
+            table.add_row(Text(name), *cells)
+    print_table(table)
+
+
+def print_figures(title: str, metrics: dict[str, float]) -> None:
+    """Print one row a figure."""
+    table = Table(title, "value")
+    for name, value in metrics.items():
+        table.add_row(Text(name), f"{value:,.3g}")
     print_table(table)
 
 

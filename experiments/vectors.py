@@ -10,6 +10,7 @@ from typing import Any
 from embeddings import baselines
 from embeddings.evaluate import evaluate_embeddings, evaluate_tfidf
 from embeddings.images import ImageTable, decode_images
+from embeddings.modalities import judge_modalities
 from embeddings.model import DashClip, Mode
 from embeddings.relevance_split import split_relevance
 from embeddings.stage1 import train_stage1
@@ -134,6 +135,22 @@ class VectorMaker:
                     product_store, query_store, products, queries, test_pairs
                 )
         write_json(path, results)
+        return results
+
+    def judge_modalities(self, sources: Iterable[VectorSource]) -> dict[str, dict[str, float]]:
+        """Judge image, text and both apart, for each kind of vectors that was trained with both.
+
+        Returns:
+            ``stage1`` or ``dashclip`` to its figures; see ``embeddings.modalities``.
+        """
+        products = self._dataset.table("products")
+        results: dict[str, dict[str, float]] = {}
+        for source in sources:
+            if source in ("stage1", "dashclip"):
+                model = self._encoder(source)
+                images = self._images(model, "multimodal")
+                assert images is not None
+                results[source] = judge_modalities(model, products, images)
         return results
 
     def _model_folder(self, stage: int) -> Path:
