@@ -163,7 +163,8 @@ def parity_check(
     return Check(
         name=name,
         passed=not bad_N.any() and not order,
-        value=float(distance_N.max(initial=0.0)),
+        # JSON has no NaN; the note names the row.
+        value=float(distance_N.max(initial=0.0)) if np.isfinite(distance_N).all() else None,
         limit=tolerance,
         note=note,
     )

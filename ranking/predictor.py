@@ -117,9 +117,15 @@ def open_session(path: Path, *, threads: int = 1) -> InferenceSession:
     Args:
         path: Of the ``.onnx`` file.
         threads: That one run may use.
+
+    Raises:
+        ValueError: If onnxruntime does not take the graph.
     """
     # Imported here, because bundles of trees must load where onnxruntime is not installed.
     import onnxruntime
+    from onnxruntime.capi import (
+        onnxruntime_pybind11_state as refusals,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -128,7 +134,17 @@ def open_session(path: Path, *, threads: int = 1) -> InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except (
+        refusals.Fail,
+        refusals.InvalidArgument,
+        refusals.InvalidGraph,
+        refusals.InvalidProtobuf,
+        refusals.NotImplemented,
+        refusals.RuntimeException,
+    ) as error:
+        raise ValueError(f"onnxruntime does not take {path}: {error}") from error
 
 
 def _network(bundle: Bundle, member: Member, threads: int) -> Predict:

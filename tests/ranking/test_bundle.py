@@ -198,6 +198,17 @@ def test_weights_beyond_the_end_of_their_file_are_refused(bundle):
         open_bundle(bundle)
 
 
+def test_a_graph_that_onnxruntime_does_not_take_ends_in_words(bundle):
+    model = onnx.load(bundle / "model_0.onnx", load_external_data=False)
+    model.graph.node[0].op_type = "Teleport"
+    (bundle / "model_0.onnx").write_bytes(model.SerializeToString())
+    reseal(bundle)
+    with pytest.raises(ValueError, match=r"onnxruntime does not take .*Teleport"):
+        Scorer.load(bundle)
+    (check,) = verify_bundle(bundle).checks
+    assert "Teleport" in check.note
+
+
 def test_trees_over_other_columns_are_refused_though_lightgbm_would_score(bundle):
     text = (bundle / "trees_1.txt").read_text()
     swapped = text.replace("0_user_id", "?").replace("1_query_id", "0_user_id")

@@ -166,6 +166,7 @@ def test_distances_by_hand():
     np.testing.assert_allclose(beyond(found_N, low_N, high_N), [0.2, 0.0, 0.3])
     nan = parity_check("x", np.array([np.nan]), np.array([0.5]), np.array([0.5]), 1.0)
     assert not nan.passed
+    assert nan.value is None
 
 
 def test_every_case_has_its_rows(bundle):
