@@ -36,7 +36,7 @@ def test_a_file_scores_as_its_table_does(front, scorer, table, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "rows.parquet"]
 
 
-def test_a_job_cut_off_goes_on_and_ends_with_the_same_bits(scorer, table, tmp_path):
+def test_a_job_cut_off_goes_on_and_ends_with_the_same_bits(scorer, table, tmp_path, monkeypatch):
     whole, resumed = tmp_path / "whole.parquet", tmp_path / "resumed.parquet"
     score_parquet(scorer, table, whole, part_rows=100)
 
@@ -47,7 +47,11 @@ def test_a_job_cut_off_goes_on_and_ends_with_the_same_bits(scorer, table, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         score_parquet(scorer, table, resumed, part_rows=100, progress=cut_off)
     assert not resumed.exists()
+    scored = []
+    score = scorer.score
+    monkeypatch.setattr(scorer, "score", lambda rows: scored.append(len(rows)) or score(rows))
     assert score_parquet(scorer, table, resumed, part_rows=100).resumed_rows == 300
+    assert sum(scored) == 300
     assert pl.read_parquet(resumed).equals(pl.read_parquet(whole))
 
 

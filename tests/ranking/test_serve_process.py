@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from ranking.bundle import open_bundle, seal_
 from ranking.live_bundle import LiveBundle
 from ranking.request import request_of
 from ranking.score import Scorer
+from ranking.serve_config import ServeConfig
+from ranking.serve_process import _listen
 from ranking.served_log import read_served
 
 REQUEST = {
@@ -203,6 +206,12 @@ def test_stopping_finishes_what_is_under_way(front, tmp_path):
         connection.close()
         assert process.wait(10) == 0
     assert [number for number, _ in read_served(log)] == [1]
+
+
+def test_answers_are_sent_at_once():
+    # asyncio switches the delay of small packets off only where the socket says it is TCP.
+    with _listen(ServeConfig(port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
 
 
 def test_a_body_that_does_not_arrive_is_given_up(front):
