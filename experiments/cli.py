@@ -20,6 +20,7 @@ from experiments.terminal import (
     new_progress,
     print_comparison,
     print_evaluation,
+    print_figures,
     print_measures,
     print_run,
     print_table,
@@ -30,6 +31,7 @@ from experiments.terminal import (
 
 app = SubcommandApp()
 
+Claim = Literal["homedepot", "grocery", "fashion"]
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 EmbedSettings = Annotated[EmbedConfig, tyro.conf.arg(name="")]
 
@@ -267,10 +269,7 @@ def bench(
 
     stages = BENCH_STAGES if stage is None else (stage,)
     metrics = run_bench(rows=rows, stages=stages, progress=new_progress())
-    table = Table("benchmark", "value")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:,.3g}")
-    print_table(table)
+    print_figures("benchmark", metrics)
     write_figures(json, metrics)
 
 
@@ -297,30 +296,41 @@ def doctor(json: JsonFile = None) -> None:
 
 @app.command(name="reproduce")
 def reproduce(
-    name: tyro.conf.Positional[str],
+    name: tyro.conf.Positional[Claim],
     source: Path,
     out: Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
     json: JsonFile = None,
 ) -> None:
-    """Repeat a published claim on real data, from import to report.
+    """Repeat a claim on real data, from import to figures.
 
     Args:
-        name: Which claim: homedepot.
-        source: Folder with the data (for homedepot: train.csv of the competition, or a folder
-            homedepot_relevance/ with pairs.parquet).
+        name: homedepot: queries and titles with human relevance labels, the whole line. grocery: a
+            shop's photos find their product's text. fashion: a catalogue's pictures find their
+            titles, and article types are read off the vectors.
+        source: Folder with the data: homedepot_relevance/ (or the competition's train.csv),
+            grocery_store/ or fashion44k/.
         out: Folder of the run; by default runs/reproduce-NAME.
         seed: All randomness derives from it.
         overwrite: Replace an earlier run.
         json: Also write the figures there, flat.
     """
-    from experiments.reproduce import reproduce as repeat
-
     out = out or Path("runs") / f"reproduce-{name}"
-    result = repeat(name, source, out, seed=seed, overwrite=overwrite, progress=new_progress())
-    print_run(result)
-    write_figures(json, result.metrics)
+    if name == "homedepot":
+        from experiments.reproduce import reproduce as repeat
+
+        result = repeat(name, source, out, seed=seed, overwrite=overwrite, progress=new_progress())
+        print_run(result)
+        write_figures(json, result.metrics)
+        return
+    from experiments.reproduce_photos import reproduce_fashion, reproduce_grocery
+
+    claim = reproduce_grocery if name == "grocery" else reproduce_fashion
+    metrics = claim(source, out, seed=seed, overwrite=overwrite, progress=new_progress())
+    print_figures(name, metrics)
+    say(f"figures: {out / 'metrics.json'}")
+    write_figures(json, metrics)
 
 
 for verb, command in BUNDLE_COMMANDS.items():

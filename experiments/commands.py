@@ -104,8 +104,8 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
     Under torchrun all ranks train stage 1 together; the first does the rest.
 
     Returns:
-        Each kind of vectors to its measures, TF-IDF beside them; empty without a relevance table,
-        and on all ranks but the first.
+        Each kind of vectors to its measures, TF-IDF beside them where there is a relevance table;
+        empty on all ranks but the first.
 
     Raises:
         ValueError: If the dataset lacks a table, or ``out`` holds something else.
@@ -142,6 +142,8 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
             maker.make(source)
     with progress.stage("judging the vectors"):
         evaluation = maker.evaluate(config.sources)
+        for source, figures in maker.judge_modalities(config.sources).items():
+            evaluation.setdefault(source, {}).update(figures)
     figures = flat_evaluation(evaluation)
     write_metrics(folder.path / "metrics.json", figures)
     if config.track:
