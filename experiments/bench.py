@@ -29,6 +29,7 @@ from experiments.bench_peers import (
     group_aucs_plainly,
     train_plainly,
 )
+from experiments.bench_serve import bench_serve
 from experiments.bench_stages import BENCH_STAGES, BenchStage
 from experiments.marketplace.world import make_world
 from experiments.progress import Progress, Silent
@@ -102,6 +103,7 @@ def run_bench(
             "grouped_auc": lambda: bench_grouped_auc(rows),
             "interval": lambda: bench_interval(rows),
             "scoring": lambda: bench_scoring(world(), Path(scratch) / "bundle"),
+            "serve": lambda: bench_serve(world(), Path(scratch) / "served"),
             "export": lambda: bench_export(table_rows=min(TABLE_ROWS, rows)),
         }
         for stage in stages:

@@ -12,5 +12,6 @@ BenchStage = Literal[
     "interval",
     "scoring",
     "export",
+    "serve",
 ]
 BENCH_STAGES: tuple[BenchStage, ...] = get_args(BenchStage)

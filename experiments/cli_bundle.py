@@ -125,6 +125,7 @@ def serve(
             "pip install 'adtower[serve]'"
         ) from error
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+    logging.getLogger("adtower.serve").setLevel(logging.INFO)
     run_server(
         bundle,
         config,

@@ -96,7 +96,7 @@ class LiveBundle:
                 return False
             if fresh.fingerprint != self.current.fingerprint:
                 self.current = fresh
-                _LOG.warning("%s now serves %s", self._path, fresh.version)
+                _LOG.info("%s now serves %s", self._path, fresh.version)
                 if self._changed is not None:
                     self._changed(fresh)
             return True

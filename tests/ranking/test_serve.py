@@ -231,6 +231,20 @@ def nearly_requests(draw):
 @given(body=st.binary(max_size=200) | JSON.map(json.dumps) | nearly_requests().map(json.dumps),
        path=st.sampled_from(["/score", INFER]))  # fmt: skip
 def test_nothing_that_is_sent_makes_a_server_fail(client, body, path):
+    assert_answered_or_refused(client, body, path)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(body=st.binary(max_size=200) | JSON.map(json.dumps) | nearly_requests().map(json.dumps),
+       path=st.sampled_from(["/score", INFER]))  # fmt: skip
+def test_ten_thousand_of_anything_make_no_server_fail(client, body, path):
+    assert_answered_or_refused(client, body, path)
+
+
+def assert_answered_or_refused(client, body, path):
     answer = client.post(path, content=body)
     assert answer.status_code in (200, 400, 422), (answer.status_code, answer.text, body)
     if answer.status_code == 200:
