@@ -24,7 +24,8 @@ class Architecture(BaseModel):
     fusion_layers: int
     """Last text layers that get cross-attention in the multimodal encoder."""
     frozen_text_layers: int
-    """Text layers, from the bottom, that no stage changes; their states are cached."""
+    """Text layers, from the bottom, that no stage changes; their states are cached. All of them
+    freezes the text encoder."""
     embedding_dim: int
     """Size of every vector that leaves the model."""
     text_columns: tuple[str, ...]
@@ -38,7 +39,15 @@ class Architecture(BaseModel):
     """Where cross-attention normalises: "post" is BLIP's."""
     projection_bias: tuple[bool, bool] = (False, False)
     """Whether the ITC projections of text and of image have a bias, as BLIP's do."""
+    mirrored: bool = False
+    """An image's vector is the mean over the image and its mirror image."""
     query_layers: int = 0
     """Last layers that the query encoder owns a trained copy of; 0 before stage 2."""
     projection_width: int = 0
     """Hidden units of the product projection; 0 is linear."""
+
+    @property
+    def fusion_start(self) -> int:
+        """The layer below which text and multimodal encoder share their states: the first that
+        trains or looks at the image."""
+        return min(self.frozen_text_layers, self.text.layers - self.fusion_layers)

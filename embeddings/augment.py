@@ -95,15 +95,18 @@ def draw_views(count: int, config: ViewConfig, generator: torch.Generator) -> Te
     return torch.rand(count, config.draws, generator=generator, device=generator.device)
 
 
-def apply_views(pixel_BSS3: Tensor, draw_BK: Tensor, config: ViewConfig) -> Tensor:
+def apply_views(
+    pixel_BSS3: Tensor, draw_BK: Tensor, config: ViewConfig, *, pixels: int | None = None
+) -> Tensor:
     """Make the views that were drawn; a view depends on its own image and numbers alone.
 
     Args:
         pixel_BSS3: Channels last; bytes, or floats in [-2, 2] with mid-grey at 0.
         draw_BK: From ``draw_views`` with the same configuration.
+        pixels: Side of the views; that of the images if None.
 
     Returns:
-        Floats, mid-grey at 0; the same shape.
+        Floats, mid-grey at 0; the same shape but for another side.
 
     Raises:
         ValueError: If the numbers do not fit the images or the configuration.
@@ -117,7 +120,8 @@ def apply_views(pixel_BSS3: Tensor, draw_BK: Tensor, config: ViewConfig) -> Tens
         pixel_BSS3 = pixel_BSS3.float().div_(63.75).sub_(2.0)
     draw_BK = draw_BK.to(pixel_BSS3.device)
     image_B3SS = pixel_BSS3.permute(0, 3, 1, 2)
-    grid_BSS2 = _grid(_placement(draw_BK, config), pixel_BSS3.shape[1])
+    pixels = pixels or pixel_BSS3.shape[1]
+    grid_BSS2 = _grid(_placement(draw_BK, config), pixels)
     view_B3SS = F.grid_sample(
         image_B3SS, grid_BSS2, mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -132,7 +136,7 @@ def apply_views(pixel_BSS3: Tensor, draw_BK: Tensor, config: ViewConfig) -> Tens
     else:
         view_B3SS = view_B3SS * contrast_B[:, None, None, None] + brightness_B[:, None, None, None]
     if config.erase:
-        hidden_BSS = _erased(draw_BK, config, pixel_BSS3.shape[1])
+        hidden_BSS = _erased(draw_BK, config, pixels)
         view_B3SS = view_B3SS.masked_fill(hidden_BSS[:, None], 0.0)
     return view_B3SS.permute(0, 2, 3, 1)
 

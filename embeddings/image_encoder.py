@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from embeddings.transformer import Activation, TransformerLayer, activate, attention
@@ -40,8 +40,9 @@ class ImageShape(BaseModel):
     """Hidden units of each layer; None is four times the width."""
     stem: Literal["convolutions", "patches"] = "convolutions"
     """How pixels become tokens: by strided 3x3 convolutions, or by one linear map of each patch."""
-    stem_blocks: int = Field(default=0, ge=0)
-    """Residual blocks after each halving of the convolution stem."""
+    stem_blocks: tuple[int, ...] = ()
+    """Residual blocks after each halving of the convolution stem, a number a halving; empty is
+    none."""
     class_token: bool = False
     """A learned token stands before the patches."""
     input_norm: bool = False
@@ -150,8 +151,10 @@ class ImageEncoder(nn.Module):
             self.stem_norms.extend(nn.GroupNorm(1, wide) for wide in channels[1:])
             inputs = channels[-1]
             self.stem_blocks = nn.ModuleList(
-                nn.Sequential(*(ResidualBlock(wide) for _ in range(shape.stem_blocks)))
-                for wide in channels[1:]
+                nn.Sequential(*(ResidualBlock(wide) for _ in range(blocks)))
+                for wide, blocks in zip(
+                    channels[1:], shape.stem_blocks or (0,) * halvings, strict=True
+                )
             )
         self.patches = nn.Linear(inputs, shape.width)
         self.class_C = nn.Parameter(torch.zeros(shape.width)) if shape.class_token else None
@@ -173,12 +176,17 @@ class ImageEncoder(nn.Module):
         self.attention_pool = AttentionPool(shape) if shape.pool == "attention" else None
 
     def embed(self, pixel_BSS3: Tensor) -> Tensor:
-        """Images as ``scale_pixels`` gives them to the input of layer 0, (B, I, C)."""
-        shape = self.shape
-        if pixel_BSS3.shape[1:] != (shape.pixels, shape.pixels, 3):
+        """Images as ``scale_pixels`` gives them to the input of layer 0, (B, I, C).
+
+        Squares of another size are read with positions in between: training may begin with small
+        ones.
+        """
+        shape, pixels = self.shape, pixel_BSS3.shape[1]
+        if pixel_BSS3.shape[1:] != (pixels, pixels, 3) or pixels % shape.patch:
             raise ValueError(
                 f"images have shape {tuple(pixel_BSS3.shape[1:])}, but the image encoder reads "
-                f"({shape.pixels}, {shape.pixels}, 3); decode them with pixels={shape.pixels}"
+                f"({shape.pixels}, {shape.pixels}, 3), or other squares of a multiple of "
+                f"{shape.patch} pixels"
             )
         if self.scale_3 is not None and self.shift_3 is not None:
             pixel_BSS3 = pixel_BSS3 * self.scale_3 + self.shift_3
@@ -191,7 +199,7 @@ class ImageEncoder(nn.Module):
                 x_BNSS = blocks(F.gelu(norm(convolution(x_BNSS))))
             patch_BIN = x_BNSS.flatten(2).transpose(1, 2)
         else:
-            side, patch = shape.side, shape.patch
+            side, patch = pixels // shape.patch, shape.patch
             # A convolution with stride equal to its size is a linear map of each patch; written
             # like this it takes about half the time on a processor.
             grid_BGPGP3 = pixel_BSS3.reshape(-1, side, patch, side, patch, 3)
@@ -200,7 +208,9 @@ class ImageEncoder(nn.Module):
         if self.class_C is not None:
             class_B1C = self.class_C.to(x_BIC.dtype).expand(len(x_BIC), 1, -1)
             x_BIC = torch.cat([class_B1C, x_BIC], dim=1)
-        x_BIC = x_BIC + self.positions
+        x_BIC = x_BIC + resized_positions(
+            self.positions, pixels // shape.patch, int(shape.class_token)
+        )
         return x_BIC if self.input_norm is None else self.input_norm(x_BIC)
 
     def run(self, x_BIC: Tensor, *, first: int, last: int) -> Tensor:
@@ -236,6 +246,23 @@ def _pixel_step(shape: ImageShape) -> tuple[Tensor, Tensor] | tuple[None, None]:
     return std_3 / own_std_3, (mean_3 - own_mean_3) / own_std_3
 
 
+def resized_positions(position_IC: Tensor, side: int, extra: int) -> Tensor:
+    """A square table of positions for another number of patches, bicubic.
+
+    Args:
+        position_IC: One row a token: ``extra`` that stand apart, then the patches by rows.
+        side: Patches a side wanted, G.
+        extra: Rows kept as they are.
+    """
+    apart_XC, grid_IC = position_IC[:extra], position_IC[extra:]
+    own_side = round(len(grid_IC) ** 0.5)
+    if own_side == side:
+        return position_IC
+    grid_1CGG = grid_IC.unflatten(0, (own_side, own_side)).permute(2, 0, 1)[None]
+    wanted_1CGG = F.interpolate(grid_1CGG, (side, side), mode="bicubic", align_corners=False)
+    return torch.cat([apart_XC, wanted_1CGG[0].flatten(1).T])
+
+
 def _refuse_misfits(shape: ImageShape) -> None:
     convolutions = shape.stem == "convolutions"
     power_of_two = shape.patch >= 2 and shape.patch & (shape.patch - 1) == 0
@@ -248,6 +275,12 @@ def _refuse_misfits(shape: ImageShape) -> None:
     if shape.stem_blocks and not convolutions:
         raise ValueError(
             f"stem_blocks={shape.stem_blocks} needs stem='convolutions'; {shape.stem!r} has none"
+        )
+    halvings = shape.patch.bit_length() - 1
+    if shape.stem_blocks and (len(shape.stem_blocks) != halvings or min(shape.stem_blocks) < 0):
+        raise ValueError(
+            f"stem_blocks={shape.stem_blocks} must hold a count of 0 or more for each of the "
+            f"{halvings} halvings that patch={shape.patch} means"
         )
     if shape.pool == "first" and not shape.class_token:
         raise ValueError("pool='first' reads the class token, but class_token=False")

@@ -89,6 +89,8 @@ class ImageTextStep:
     hidden_share: float
     itm_rows: int
     itm_temperature: float
+    pooled_NT: Tensor | None = None
+    """Read-out of every text where the text encoder is frozen."""
     part_rows: int | None
     """Rows embedded at a time; None embeds the whole batch at once."""
 
@@ -201,7 +203,9 @@ class ImageTextStep:
 
     def _texts(self, model: DashClip, row_B: Tensor, hidden_BL: Tensor | None = None) -> Tensor:
         """ITC text vectors (B, E), texts of like length together where padding would cost."""
-        first, last = model.architecture.frozen_text_layers, len(model.text.layers)
+        if self.pooled_NT is not None and hidden_BL is None:
+            return model.itc_text(self.pooled_NT.index_select(0, row_B).to(model.device))
+        first, last = model.architecture.fusion_start, len(model.text.layers)
         length_B = self.states.tokens.length_P[row_B]
         order_B = length_B.argsort(stable=True)
         vectors: list[Tensor] = []
@@ -297,7 +301,7 @@ class ImageTextStep:
                 x_NLD,
                 attend_NL,
                 keys_values,
-                first=model.architecture.frozen_text_layers,
+                first=model.architecture.fusion_start,
             )
             return model.itm_head(enc_ND)
 

@@ -33,7 +33,7 @@ from embeddings.image_text_step import (
 from embeddings.images import ImageTable
 from embeddings.lora import merge_lora_
 from embeddings.losses import sigmoid_bias
-from embeddings.model import DashClip
+from embeddings.model import EMBED_BATCH, DashClip
 from embeddings.momentum import follow_, momentum_copy
 from embeddings.pictures import CachedPictures, PixelPictures
 from embeddings.precision import Precision, choose_precision
@@ -153,7 +153,8 @@ class ImageTextTraining:
             pictures = CachedPictures(model, data.pixel_NSS3)
         else:
             pictures = PixelPictures(data.pixel_NSS3, config.views, model.device)
-        states = CachedStates(model, tokens, shape.frozen_text_layers)
+        states = CachedStates(model, tokens, shape.fusion_start)
+        frozen = shape.frozen_text_layers == len(model.text.layers)
         bias = None
         if config.objective == "sigmoid":
             start = torch.tensor(sigmoid_bias(self.batches.batch), device=model.device)
@@ -196,6 +197,7 @@ class ImageTextTraining:
             hidden_share=config.hidden_share,
             itm_rows=config.itm_rows,
             itm_temperature=config.itm_temperature,
+            pooled_NT=pooled_texts(model, states) if frozen else None,
             part_rows=config.part_rows,
         )
 
@@ -239,6 +241,9 @@ class ImageTextTraining:
         )
         ramp = 1.0 if not config.soft_ramp_steps else min(1.0, step / config.soft_ramp_steps)
         check = step % CHECK_EVERY == 0
+        if isinstance(self.work.pictures, PixelPictures):
+            small = step < config.small_share * config.steps
+            self.work.pictures.pixels = config.small_px if small else None
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.work(
             batch,
@@ -362,6 +367,19 @@ class ImageTextTraining:
         torch.set_num_threads(recorded["threads"])
         dtype = getattr(torch, recorded["dtype"])
         model.use_precision(Precision(dtype=dtype, reason=recorded["reason"]))
+
+
+@torch.no_grad()
+def pooled_texts(model: DashClip, states: CachedStates) -> Tensor:
+    """What a frozen text encoder says of every text, (N, T)."""
+    first, last = model.architecture.fusion_start, len(model.text.layers)
+    pooled_NT = torch.zeros(len(states.tokens), model.architecture.text.pooled_width)
+    for row_B in states.tokens.by_length(EMBED_BATCH):
+        x_BLD, attend_BL = states.batch(row_B)
+        with model.precision.autocast(model.device):
+            state_BLD = model.text.run(x_BLD, attend_BL, first=first, last=last)
+            pooled_NT[row_B] = model.text.pool(state_BLD, attend_BL).float().cpu()
+    return pooled_NT
 
 
 def pair_auc(score_N: Tensor, matched_N: Tensor) -> float:

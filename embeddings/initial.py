@@ -135,6 +135,7 @@ def plan_architecture(
     text_columns: tuple[str, ...],
     max_text_tokens: int,
     max_query_tokens: int,
+    mirrored: bool,
 ) -> Architecture:
     """Put settings and checkpoints together; arguments as in ``DashClip.initial``.
 
@@ -143,11 +144,12 @@ def plan_architecture(
             longer than its positions.
     """
     shape, layers = start.text, start.image.layers
-    if not 1 <= fusion_layers <= trainable_text_layers <= shape.layers:
+    frozen = trainable_text_layers == 0 and 1 <= fusion_layers <= shape.layers
+    if not frozen and not 1 <= fusion_layers <= trainable_text_layers <= shape.layers:
         raise ValueError(
             f"fusion_layers={fusion_layers} and trainable_text_layers={trainable_text_layers} "
             f"must satisfy 1 <= fusion <= trainable <= {shape.layers}, the layers of the text "
-            "encoder"
+            "encoder; or trainable_text_layers=0 freezes them all"
         )
     if max(max_text_tokens, max_query_tokens) > shape.positions:
         raise ValueError(
@@ -172,6 +174,7 @@ def plan_architecture(
         text_columns=text_columns,
         max_text_tokens=max_text_tokens,
         max_query_tokens=max_query_tokens,
+        mirrored=mirrored,
         cross_norm="post" if start.origins.multimodal.pretrained else "pre",
         projection_bias=(
             given is not None and given.text.bias is not None,

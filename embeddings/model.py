@@ -97,6 +97,7 @@ class DashClip(nn.Module):
         generator: torch.Generator,
         image_weights: ResolvedWeights | None = None,
         trainable_image_layers: int | None = None,
+        mirrored: bool = False,
     ) -> DashClip:
         """An untrained model: what the checkpoints hold from them, everything else random.
 
@@ -104,7 +105,7 @@ class DashClip(nn.Module):
             weights: Of the text encoder, from ``find_text_weights``.
             image: Shape of a random image encoder; of it, a pretrained one heeds ``pixels`` alone.
             fusion_layers: Last text layers with cross-attention.
-            trainable_text_layers: Last text layers that train.
+            trainable_text_layers: Last text layers that train; 0 freezes the text encoder.
             embedding_dim: Size E of the vectors.
             text_columns: Product columns that make its text, in order.
             max_text_tokens: Longer product texts are cut.
@@ -115,6 +116,7 @@ class DashClip(nn.Module):
                 cross-attention and ITM head; ``origins`` says what came from where.
             trainable_image_layers: Last image layers that train; None, or all, train what stands
                 before them too, and 0 freezes the whole image encoder.
+            mirrored: Average an image's vector with that of its mirror image.
 
         Raises:
             ValueError: If more layers are to be fused or trained than an encoder has, texts may be
@@ -130,6 +132,7 @@ class DashClip(nn.Module):
             text_columns=tuple(text_columns),
             max_text_tokens=max_text_tokens,
             max_query_tokens=max_query_tokens,
+            mirrored=mirrored,
         )
         model = cls(architecture, start.tokenizer, start.origins)
         initialise_(model, generator)
@@ -161,7 +164,9 @@ class DashClip(nn.Module):
     def trained_layers(self) -> dict[Literal["text", "image"], list[nn.Module]]:
         """What stage 1 trains of each encoder; below are frozen layers."""
         shape = self.architecture
-        text = [*self.text.layers[shape.frozen_text_layers :], self.text.readout]
+        text: list[nn.Module] = [*self.text.layers[shape.frozen_text_layers :]]
+        if text:
+            text.append(self.text.readout)
         if not shape.frozen_image_layers:
             return {"text": text, "image": [self.image]}
         image = [*self.image.layers[shape.frozen_image_layers :]]
@@ -346,7 +351,7 @@ class DashClip(nn.Module):
         tokens: TokenTable,
         images: ImageTable | None,
     ) -> None:
-        first, last = self.architecture.frozen_text_layers, len(self.text.layers)
+        first, last = self.architecture.fusion_start, len(self.text.layers)
         id_BL, attend_BL = (part.to(self.device) for part in tokens.padded(row_B))
         with self.precision.autocast(self.device):
             x_BLD = self.text.run(self.text.embed(id_BL), attend_BL, first=0, last=first)
@@ -354,8 +359,13 @@ class DashClip(nn.Module):
             features.text_PT[row_B] = self.text.pool(state_BLD, attend_BL).float().cpu()
             keys_values = None
             if images is not None and bool(features.has_image_P[row_B[0]]):
-                image_BIC = self.image(scale_pixels(images.pixel_PSS3[row_B.numpy()], self.device))
-                features.image_PC[row_B] = self.image.pool(image_BIC.float()).float().cpu()
+                pixel_BSS3 = scale_pixels(images.pixel_PSS3[row_B.numpy()], self.device)
+                image_BIC = self.image(pixel_BSS3)
+                pooled_BC = self.image.pool(image_BIC.float())
+                if self.architecture.mirrored:
+                    mirror_BIC = self.image(pixel_BSS3.flip(2))
+                    pooled_BC = (pooled_BC + self.image.pool(mirror_BIC.float())) / 2
+                features.image_PC[row_B] = pooled_BC.float().cpu()
                 keys_values = self.multimodal.keys_values(image_BIC)
             enc_BD = self.multimodal(self.text, x_BLD, attend_BL, keys_values, first=first)
             features.enc_PD[row_B] = enc_BD.float().cpu()

@@ -42,6 +42,8 @@ class PixelPictures:
         self, pixel_PSS3: NDArray[np.uint8], views: ViewConfig, device: torch.device
     ) -> None:
         self._pixel_PSS3, self._views, self._device = pixel_PSS3, views, device
+        self.pixels: int | None = None
+        """Side of the views that the encoder is given; that of the images if None."""
         self._ahead = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._coming: tuple[Tensor, Future[Tensor]] | None = None
@@ -54,7 +56,7 @@ class PixelPictures:
     def tokens(self, model: DashClip, row_B: Tensor, view_BK: Tensor) -> Tensor:
         """Image tokens of some products, (B, I, C)."""
         pixel_BSS3 = scale_pixels(self._bytes(row_B), self._device)
-        return model.image(apply_views(pixel_BSS3, view_BK, self._views))
+        return model.image(apply_views(pixel_BSS3, view_BK, self._views, pixels=self.pixels))
 
     def _bytes(self, row_B: Tensor) -> Tensor:
         if self._coming is not None and torch.equal(self._coming[0], row_B):

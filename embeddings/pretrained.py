@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from embeddings.checkpoint_families import (
     WHOLE,
 )
 from embeddings.encoders import TextEncoder, TextShape
-from embeddings.image_encoder import ImageEncoder, ImageShape
+from embeddings.image_encoder import ImageEncoder, ImageShape, resized_positions
 from embeddings.transformer import Activation
 
 Side = Literal["text", "image"]
@@ -223,23 +222,6 @@ def load_image_(encoder: ImageEncoder, folder: Path) -> None:
         state["positions"].flatten(0, -2), shape.side, int(shape.class_token)
     )
     fill_(encoder, state, folder)
-
-
-def resized_positions(position_IC: Tensor, side: int, extra: int) -> Tensor:
-    """A square table of positions for another number of patches, bicubic.
-
-    Args:
-        position_IC: One row a token: ``extra`` that stand apart, then the patches by rows.
-        side: Patches a side wanted, G.
-        extra: Rows kept as they are.
-    """
-    apart_XC, grid_IC = position_IC[:extra], position_IC[extra:]
-    own_side = round(len(grid_IC) ** 0.5)
-    if own_side == side:
-        return position_IC
-    grid_1CGG = grid_IC.unflatten(0, (own_side, own_side)).permute(2, 0, 1)[None]
-    wanted_1CGG = F.interpolate(grid_1CGG, (side, side), mode="bicubic", align_corners=False)
-    return torch.cat([apart_XC, wanted_1CGG[0].flatten(1).T])
 
 
 def fill_(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:

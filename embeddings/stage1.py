@@ -50,14 +50,22 @@ class Stage1Config(BaseModel):
     """Without image weights, as the next three."""
     image_layers: int = Field(default=1, ge=1)
     image_heads: int = Field(default=4, ge=1)
-    stem_blocks: int = Field(default=0, ge=0)
-    """Residual convolution blocks after each halving of the image."""
+    stem_blocks: tuple[int, ...] = ()
+    """Residual convolution blocks after each halving of the image, a number a halving."""
+    mirrored: bool = False
+    """Average an image's vector with that of its mirror image: for photos without text."""
     views: ViewConfig = ViewConfig()
     """How images are varied from step to step."""
+    small_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps, from the first, that see images at ``small_px``: cheaper, and enough to
+    begin with."""
+    small_px: int | None = Field(default=None, ge=8)
+    """Side of those images; a multiple of ``patch_px``."""
     fusion_layers: int = Field(default=2, ge=1)
     """Last text layers that look at the image in the multimodal encoder."""
-    trainable_text_layers: int = Field(default=2, ge=1)
-    """Last text layers that train; the rest are frozen and run once."""
+    trainable_text_layers: int = Field(default=2, ge=0)
+    """Last text layers that train; the rest are frozen and run once. 0 freezes all of them, and
+    only the projection of the text trains, with the cross-attention."""
     trainable_image_layers: int | None = Field(default=None, ge=0)
     """Last image layers that train; None trains all, with what stands before them. Where any is
     frozen, images are seen in one view and the frozen part runs once."""
@@ -113,6 +121,11 @@ class Stage1Config(BaseModel):
             raise ValueError(
                 f"part_rows={self.part_rows} is more than batch={self.batch}; leave it out to "
                 "embed the whole batch at once"
+            )
+        if (self.small_px is None) != (self.small_share == 0):
+            raise ValueError(
+                f"small_px={self.small_px} and small_share={self.small_share} go together: give "
+                "both or neither"
             )
         return self
 
@@ -210,6 +223,7 @@ def _initial_model(
         fusion_layers=config.fusion_layers,
         trainable_text_layers=config.trainable_text_layers,
         trainable_image_layers=config.trainable_image_layers,
+        mirrored=config.mirrored,
         embedding_dim=config.embedding_dim,
         text_columns=config.text_columns,
         max_text_tokens=config.max_text_tokens,

@@ -175,7 +175,7 @@ def test_causal_attention_written_out_equals_the_fused_kernel(monkeypatch, causa
 
 IMAGE_SHAPES = [
     IMAGE,
-    IMAGE.model_copy(update={"stem_blocks": 2}),
+    IMAGE.model_copy(update={"stem_blocks": (2, 0, 1)}),
     IMAGE.model_copy(update={"stem": "patches", "class_token": True, "pool": "first"}),
     IMAGE.model_copy(update={"stem": "patches", "input_norm": True, "pool": "attention"}),
 ]
@@ -202,20 +202,35 @@ def test_residual_blocks_begin_as_the_identity_and_then_train():
     assert torch.equal(plain(pixel), deeper(pixel))
     deeper(pixel).square().sum().backward()
     blocks = [p for name, p in deeper.named_parameters() if "convolutions.1.weight" in name]
-    assert len(blocks) == 6
+    assert len(blocks) == 3
     assert all(float(p.grad.abs().max()) > 0 for p in blocks)
 
 
-def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(24, 24, 3\), but .* reads \(16, 16, 3\)"):
-        ImageEncoder(IMAGE)(torch.zeros(1, 24, 24, 3))
+def test_squares_of_another_size_have_positions_in_between():
+    encoder = drawn(ImageEncoder(IMAGE))
+    own = encoder(torch.zeros(1, 16, 16, 3))
+    assert encoder(torch.zeros(1, 24, 24, 3)).shape[1] == (24 // IMAGE.patch) ** 2
+    with torch.no_grad():
+        encoder.positions.copy_(encoder.positions[:1].expand_as(encoder.positions))
+    # Equal positions stay equal, whatever lies between them.
+    small = encoder.positions + encoder.embed(torch.zeros(1, 8, 8, 3)).new_zeros(1)
+    assert torch.equal(small[0], encoder.positions[0])
+    assert own.shape == (1, encoder.shape.tokens, 24)
+
+
+def test_an_image_that_patches_do_not_fill_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(20, 20, 3\), but .* reads \(16, 16, 3\), or"):
+        ImageEncoder(IMAGE)(torch.zeros(1, 20, 20, 3))
+    with pytest.raises(ValueError, match=r"shape \(16, 24, 3\)"):
+        ImageEncoder(IMAGE)(torch.zeros(1, 16, 24, 3))
 
 
 @pytest.mark.parametrize(
     ("update", "message"),
     [
         ({"stem": "patches", "patch": 5}, "patch=5 must be a number that divides"),
-        ({"stem": "patches", "stem_blocks": 1}, "stem_blocks=1 needs stem='convolutions'"),
+        ({"stem": "patches", "stem_blocks": (1,)}, r"stem_blocks=\(1,\) needs stem='convolutions'"),
+        ({"stem_blocks": (1, 1)}, r"for each of the 3 halvings that patch=8 means"),
         ({"pool": "first"}, "class_token=False"),
         ({"heads": 5}, "heads=5 must divide the width 24"),
     ],

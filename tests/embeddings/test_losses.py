@@ -145,7 +145,10 @@ def test_unfilled_and_foreign_kinds_of_keys_do_not_count():
     image, text = torch.randn(3, 4), torch.randn(3, 4)
     key_image, key_text = torch.randn(6, 4), torch.randn(6, 4)
     alone = momentum_itc_loss(
-        image, text, keys_of(key_image[:3], key_text[:3], [0, 1, 2]), temperature=0.1,
+        image,
+        text,
+        keys_of(key_image[:3], key_text[:3], [0, 1, 2]),
+        temperature=0.1,
         soft_weight=0.3,
     )
     for mask in (

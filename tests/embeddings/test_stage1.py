@@ -25,8 +25,8 @@ from embeddings.image_text_step import (
     by_like_length,
     itm_pairs,
 )
-from embeddings.image_text_training import TrainingData
-from embeddings.images import decode_images
+from embeddings.image_text_training import TrainingData, pooled_texts
+from embeddings.images import ImageTable, decode_images
 from embeddings.model import DashClip, scale_pixels
 from embeddings.momentum import momentum_copy
 from embeddings.pictures import PixelPictures
@@ -263,6 +263,62 @@ def test_frozen_image_layers_are_run_once_and_stay(products, config, monkeypatch
     assert torch.equal(model.image.patches.weight, start.image.patches.weight)
     assert torch.equal(model.image.layers[0].up.weight, start.image.layers[0].up.weight)
     assert not torch.equal(model.image.layers[1].up.weight, start.image.layers[1].up.weight)
+
+
+def test_a_frozen_text_encoder_is_run_once_and_stays(products, config):
+    frozen = with_changes(config, trainable_text_layers=0, fusion_layers=2)
+    start = _initial_model(
+        frozen, find_text_weights(frozen.text_weights), find_image_weights("random"), 0
+    )
+    model = train_stage1(products, frozen, seed=0)
+    for name, tensor in start.text.state_dict().items():
+        assert torch.equal(model.text.state_dict()[name], tensor), name
+    assert not torch.equal(model.itc_text.weight, start.itc_text.weight)
+    assert not torch.equal(
+        model.multimodal.cross[0].out.weight, start.multimodal.cross[0].out.weight
+    )
+
+
+def test_kept_texts_are_what_the_text_encoder_says(products, config):
+    frozen = with_changes(config, trainable_text_layers=0)
+    whole = Step(products, frozen)
+    rows = whole.batch.row_G
+    expected = whole.step._texts(whole.model, rows)
+    whole.step.pooled_NT = pooled_texts(whole.model, whole.step.states).double()
+    assert torch.allclose(whole.step._texts(whole.model, rows), expected, atol=1e-6)
+    # The second sight of a product without image hides tokens, so it is computed anew.
+    hidden = torch.ones(len(rows), config.max_text_tokens, dtype=torch.bool)
+    again = whole.step._texts(whole.model, rows, hidden)
+    assert not torch.allclose(again, expected, atol=1e-3)
+
+
+def test_training_may_begin_with_small_images(products, config, monkeypatch):
+    sides = []
+    original = PixelPictures.tokens
+    monkeypatch.setattr(
+        PixelPictures,
+        "tokens",
+        lambda self, *given: sides.append(self.pixels) or original(self, *given),
+    )
+    train_stage1(products, with_changes(config, small_px=8, small_share=0.5, steps=6), seed=0)
+    assert sides == [8, 8, 8, None, None, None]
+    with pytest.raises(ValueError, match=r"small_px=8 and small_share=0\.0 go together"):
+        Stage1Config(small_px=8)
+
+
+def test_a_mirrored_model_sees_an_image_and_its_mirror_image_alike(products, config):
+    model = train_stage1(products, with_changes(config, mirrored=True), seed=0)
+    images = decode_images(products, config.image_px)
+    flipped = ImageTable(
+        pixel_PSS3=np.ascontiguousarray(images.pixel_PSS3[:, :, ::-1]), present_P=images.present_P
+    )
+    first, second = (model.embed_products(products, "image", images=i) for i in (images, flipped))
+    assert np.allclose(first, second, atol=2e-3)
+    assert not np.allclose(
+        first,
+        train_stage1(products, config, seed=0).embed_products(products, "image", images=images),
+        atol=2e-3,
+    )
 
 
 CUT_OFF = [
