@@ -334,7 +334,7 @@ def reproduce(
 
 
 for verb, command in BUNDLE_COMMANDS.items():
-    app.command(command, name=verb)
+    app.command(name=verb)(command)
 app.command(data_app, name="data", help="Make, check, describe, import or simulate a dataset.")
 
 
