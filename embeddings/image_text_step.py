@@ -2,7 +2,8 @@
 parts, with or without momentum encoders.
 
 Shape letters: G rows of the global batch, B those of this rank (or of a part of them), E embedding
-size, I image tokens, C image width, L tokens, D text width, N pairs that ITM judges.
+size, I image tokens, C image width, L tokens, D text width, N pairs that ITM judges, V different
+texts, T width of a text's vector.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ class ImageTextStep:
     queue: KeyQueue | None
     pictures: Pictures
     states: CachedStates
+    """Of each different text."""
+    text_of_N: Tensor
+    """Which of them a product has."""
     ranks: Ranks
     objective: Objective
     bias: nn.Parameter | None
@@ -89,8 +93,8 @@ class ImageTextStep:
     hidden_share: float
     itm_rows: int
     itm_temperature: float
-    pooled_NT: Tensor | None = None
-    """Read-out of every text where the text encoder is frozen."""
+    pooled_VT: Tensor | None = None
+    """Read-out of each different text where the text encoder is frozen."""
     part_rows: int | None
     """Rows embedded at a time; None embeds the whole batch at once."""
 
@@ -203,15 +207,17 @@ class ImageTextStep:
 
     def _texts(self, model: DashClip, row_B: Tensor, hidden_BL: Tensor | None = None) -> Tensor:
         """ITC text vectors (B, E), texts of like length together where padding would cost."""
-        if self.pooled_NT is not None and hidden_BL is None:
-            return model.itc_text(self.pooled_NT.index_select(0, row_B).to(model.device))
+        if self.pooled_VT is not None and hidden_BL is None:
+            pooled_BT = self.pooled_VT.index_select(0, self.text_of_N[row_B])
+            return model.itc_text(pooled_BT.to(model.device))
         first, last = model.architecture.fusion_start, len(model.text.layers)
-        length_B = self.states.tokens.length_P[row_B]
+        text_B = self.text_of_N[row_B]
+        length_B = self.states.tokens.length_P[text_B]
         order_B = length_B.argsort(stable=True)
         vectors: list[Tensor] = []
         goes = by_like_length(length_B, order_B)
         for at_N in goes:
-            x_NLD, attend_NL = self.states.batch(row_B[at_N])
+            x_NLD, attend_NL = self.states.batch(text_B[at_N])
             if hidden_BL is not None:
                 hidden_NL = hidden_BL[at_N, : attend_NL.shape[1]].to(attend_NL.device)
                 attend_NL = attend_NL & ~(hidden_NL & between_ends(attend_NL))
@@ -290,7 +296,7 @@ class ImageTextStep:
         pictured_B = batch.kind_G[part_B] != TEXT_ONLY
         place_B = pictured_B.long().cumsum(0) - 1
         image_at_N = place_B[image_row_N - part_B[0]].to(model.device)
-        x_NLD, attend_NL = self.states.batch(batch.row_G[text_row_N])
+        x_NLD, attend_NL = self.states.batch(self.text_of_N[batch.row_G[text_row_N]])
         with model.precision.autocast(model.device):
             # index_select, because the gradient of plain indexing adds up in no fixed order.
             keys_values = [

@@ -1,6 +1,7 @@
 """The training loop of stage 1: batches, updates, momentum, alarms, and a state to go on from.
 
-Shape letters: N products that train, G rows of a global batch, K draws of a view, L tokens.
+Shape letters: N products that train, G rows of a global batch, K draws of a view, L tokens, V
+different texts, T width of a text's vector.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ class ImageTextTraining:
         """Build what the steps need, from the model as it is before the first of them."""
         config, model, data = self.config, self.model, self.data
         shape = model.architecture
-        tokens = tokenize(model.tokenizer, data.texts, config.max_text_tokens)
+        different, text_of_N = np.unique(np.array(data.texts), return_inverse=True)
+        tokens = tokenize(model.tokenizer, different.tolist(), config.max_text_tokens)
         if shape.frozen_image_layers:
             pictures = CachedPictures(model, data.pixel_NSS3)
         else:
@@ -191,13 +193,14 @@ class ImageTextTraining:
             ),
             pictures=pictures,
             states=states,
+            text_of_N=torch.from_numpy(text_of_N),
             ranks=self.ranks,
             objective=config.objective,
             bias=bias,
             hidden_share=config.hidden_share,
             itm_rows=config.itm_rows,
             itm_temperature=config.itm_temperature,
-            pooled_NT=pooled_texts(model, states) if frozen else None,
+            pooled_VT=pooled_texts(model, states) if frozen else None,
             part_rows=config.part_rows,
         )
 
@@ -371,15 +374,15 @@ class ImageTextTraining:
 
 @torch.no_grad()
 def pooled_texts(model: DashClip, states: CachedStates) -> Tensor:
-    """What a frozen text encoder says of every text, (N, T)."""
+    """What a frozen text encoder says of each text, (V, T)."""
     first, last = model.architecture.fusion_start, len(model.text.layers)
-    pooled_NT = torch.zeros(len(states.tokens), model.architecture.text.pooled_width)
+    pooled_VT = torch.zeros(len(states.tokens), model.architecture.text.pooled_width)
     for row_B in states.tokens.by_length(EMBED_BATCH):
         x_BLD, attend_BL = states.batch(row_B)
         with model.precision.autocast(model.device):
             state_BLD = model.text.run(x_BLD, attend_BL, first=first, last=last)
-            pooled_NT[row_B] = model.text.pool(state_BLD, attend_BL).float().cpu()
-    return pooled_NT
+            pooled_VT[row_B] = model.text.pool(state_BLD, attend_BL).float().cpu()
+    return pooled_VT
 
 
 def pair_auc(score_N: Tensor, matched_N: Tensor) -> float:

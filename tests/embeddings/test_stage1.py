@@ -117,6 +117,7 @@ class Step:
             follower=momentum_copy(self.model) if momentum else None,
             queue=KeyQueue(10, self.model.dim) if momentum else None,
             pictures=DoublePictures(data.pixel_NSS3, config.views, torch.device("cpu")),
+            text_of_N=torch.arange(len(texts)),
             states=CachedStates(self.model, tokens, self.model.architecture.frozen_text_layers),
             ranks=Ranks(),
             objective=objective,
@@ -284,7 +285,7 @@ def test_kept_texts_are_what_the_text_encoder_says(products, config):
     whole = Step(products, frozen)
     rows = whole.batch.row_G
     expected = whole.step._texts(whole.model, rows)
-    whole.step.pooled_NT = pooled_texts(whole.model, whole.step.states).double()
+    whole.step.pooled_VT = pooled_texts(whole.model, whole.step.states).double()
     assert torch.allclose(whole.step._texts(whole.model, rows), expected, atol=1e-6)
     # The second sight of a product without image hides tokens, so it is computed anew.
     hidden = torch.ones(len(rows), config.max_text_tokens, dtype=torch.bool)
