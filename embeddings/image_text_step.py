@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from embeddings.cached_text import CachedStates
 from embeddings.gradcache import embed_parts, part_surrogate
 from embeddings.losses import (
+    all_texts_loss,
     at_least_float32,
     cosine_logits,
     draw_itm_negatives,
@@ -93,6 +94,10 @@ class ImageTextStep:
     hidden_share: float
     itm_rows: int
     itm_temperature: float
+    group_V: Tensor | None = None
+    """Product group of each different text, if every image is contrasted with all of them."""
+    smoothing: float = 0.0
+    """Of those targets."""
     pooled_VT: Tensor | None = None
     """Read-out of each different text where the text encoder is frozen."""
     part_rows: int | None
@@ -243,6 +248,8 @@ class ImageTextStep:
         if self.objective == "in_batch":
             kinds = None if bool(batch.whole_G.all()) else kind_G
             loss = itc_loss(image_GE, text_GE, group_G, temperature=temperature, kind_B=kinds)
+            if self.group_V is not None:
+                loss = (loss + self._among_all_texts(batch, image_GE)) / 2
             return loss, float("nan")
         if self.objective == "sigmoid":
             assert self.bias is not None
@@ -271,6 +278,26 @@ class ImageTextStep:
         drift = self.queue.drift(keys, len(group_G)) if check_drift else float("nan")
         self.queue.push_(keys, len(group_G), step)
         return loss, drift
+
+    def _among_all_texts(self, batch: Batch, image_GE: Tensor) -> Tensor:
+        """The contrast of the batch's images with every text of the catalogue."""
+        assert self.pooled_VT is not None and self.group_V is not None
+        device = image_GE.device
+        text_VE = self.model.itc_text(self.pooled_VT.to(device))
+        if self.ranks.world > 1:
+            # Every rank computes all of them; each carries the gradient of its share.
+            place_V1 = torch.arange(len(text_VE), device=device)[:, None]
+            mine_V1 = place_V1 % self.ranks.world == self.ranks.rank
+            text_VE = torch.where(mine_V1, text_VE, text_VE.detach())
+        shown_G = (batch.kind_G != TEXT_ONLY).to(device)
+        return all_texts_loss(
+            image_GE[shown_G],
+            text_VE,
+            batch.group_G.to(device)[shown_G],
+            self.group_V.to(device),
+            temperature=self.model.temperature,
+            smoothing=self.smoothing,
+        )
 
     @torch.no_grad()
     def _itm_pairs(

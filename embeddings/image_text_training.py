@@ -200,9 +200,17 @@ class ImageTextTraining:
             hidden_share=config.hidden_share,
             itm_rows=config.itm_rows,
             itm_temperature=config.itm_temperature,
+            group_V=self._text_groups(text_of_N) if config.all_texts else None,
+            smoothing=config.smoothing,
             pooled_VT=pooled_texts(model, states) if frozen else None,
             part_rows=config.part_rows,
         )
+
+    def _text_groups(self, text_of_N: NDArray[np.int64]) -> Tensor:
+        """The product group of each different text; equal texts are one group."""
+        group_V = torch.zeros(int(text_of_N.max()) + 1, dtype=torch.int64)
+        group_V[torch.from_numpy(text_of_N)] = self.data.group_N
+        return group_V
 
     def _draw(self) -> tuple[Batch, tuple[int, int]]:
         """The next batch with a negative in it, and the place in the data it was drawn from."""

@@ -72,6 +72,38 @@ def itc_loss(
     ) / 2
 
 
+def all_texts_loss(
+    image_BD: Tensor,
+    text_VD: Tensor,
+    group_B: Tensor,
+    group_V: Tensor,
+    *,
+    temperature: Tensor | float,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Draw each image to the texts of its own product group, among all texts of a catalogue.
+
+    Args:
+        image_BD: Image embeddings, shape (B, D).
+        text_VD: Embeddings of every different text, shape (V, D).
+        group_B: Product group of each image.
+        group_V: Product group of each text; every image's group is among them.
+        temperature: Divides the cosine similarity.
+        smoothing: Share of the target that is spread evenly over all texts.
+
+    Returns:
+        The mean cross-entropy in nats; without information log(V).
+
+    Source:
+        The image-to-text half of ALBEF's contrast with every key present; smoothing as Szegedy et
+        al. 2016, arXiv:1512.00567.
+    """
+    logit_BV = cosine_logits(image_BD, text_VD, temperature)
+    hard_BV = even_targets(group_B[:, None] == group_V)
+    target_BV = (1 - smoothing) * hard_BV + smoothing / len(group_V)
+    return soft_cross_entropy(logit_BV, target_BV, torch.zeros_like(logit_BV, dtype=torch.bool))
+
+
 def momentum_itc_loss(
     image_BD: Tensor,
     text_BD: Tensor,

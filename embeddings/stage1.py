@@ -81,6 +81,11 @@ class Stage1Config(BaseModel):
     None embeds all at once, which is faster and takes more memory."""
     objective: Objective = "in_batch"
     """Contrast within the batch; with keys of momentum encoders and a queue; or pair by pair."""
+    all_texts: bool = False
+    """Contrast each image with every different text of the catalogue too, not those of the batch
+    alone: for catalogues of few texts, with "in_batch" and a frozen text encoder."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the targets of ``all_texts`` that is spread evenly."""
     queue: int = Field(default=4096, ge=0)
     """Keys of earlier batches that "momentum" contrasts with."""
     momentum: float = Field(default=0.995, ge=0, lt=1)
@@ -122,6 +127,13 @@ class Stage1Config(BaseModel):
                 f"part_rows={self.part_rows} is more than batch={self.batch}; leave it out to "
                 "embed the whole batch at once"
             )
+        if self.all_texts and (self.trainable_text_layers or self.objective != "in_batch"):
+            raise ValueError(
+                "all_texts needs trainable_text_layers=0, so that the texts are encoded once, and "
+                f"objective='in_batch'; got {self.trainable_text_layers} and {self.objective!r}"
+            )
+        if self.smoothing and not self.all_texts:
+            raise ValueError(f"smoothing={self.smoothing} is of the targets of all_texts=True")
         if (self.small_px is None) != (self.small_share == 0):
             raise ValueError(
                 f"small_px={self.small_px} and small_share={self.small_share} go together: give "

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from embeddings.losses import (
     Keys,
+    all_texts_loss,
     cosine_logits,
     draw_itm_negatives,
     itc_loss,
@@ -94,6 +95,20 @@ def test_a_constant_itm_answer_scores_the_entropy_of_one_third():
     expected = -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
     assert float(loss) == pytest.approx(expected)
     assert expected == pytest.approx(0.637, abs=1e-3)
+
+
+def test_the_contrast_with_all_texts_by_hand():
+    # Two images, three texts at right angles; image 1 has two texts of its group.
+    image, text = torch.eye(3)[:2], torch.eye(3)
+    groups = torch.tensor([0, 1]), torch.tensor([0, 1, 1])
+    loss = all_texts_loss(image, text, *groups, temperature=1.0)
+    first = math.log(math.e + 2) - 1
+    second = math.log(math.e + 2) - 0.5
+    assert float(loss) == pytest.approx((first + second) / 2)
+    smooth = all_texts_loss(
+        image[:1], text, groups[0][:1], groups[1], temperature=1.0, smoothing=0.3
+    )
+    assert float(smooth) == pytest.approx(math.log(math.e + 2) - (0.7 + 0.1))
 
 
 def keys_of(image, text, group, *, queue=0, kind=None, filled=None):

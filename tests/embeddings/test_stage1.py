@@ -293,6 +293,18 @@ def test_kept_texts_are_what_the_text_encoder_says(products, config):
     assert not torch.allclose(again, expected, atol=1e-3)
 
 
+def test_images_can_be_contrasted_with_all_texts(products, stage1_config):
+    config = with_changes(
+        stage1_config, trainable_text_layers=0, all_texts=True, smoothing=0.1, steps=90
+    )
+    model = train_stage1(products, config, seed=0)
+    assert recall_of_colours(model, products) > 0.8
+    with pytest.raises(ValueError, match="all_texts needs trainable_text_layers=0"):
+        Stage1Config(all_texts=True)
+    with pytest.raises(ValueError, match=r"smoothing=0\.1 is of the targets of all_texts"):
+        Stage1Config(smoothing=0.1)
+
+
 def test_training_may_begin_with_small_images(products, config, monkeypatch):
     sides = []
     original = PixelPictures.tokens
@@ -477,7 +489,10 @@ RANKED = """
 
 @pytest.mark.parametrize(
     "changes",
-    [{"objective": "momentum", "modality_dropout": 0.2}, {"objective": "in_batch", "part_rows": 3}],
+    [
+        {"objective": "momentum", "modality_dropout": 0.2},
+        {"objective": "in_batch", "part_rows": 3, "trainable_text_layers": 0, "all_texts": True},
+    ],
 )
 def test_two_ranks_under_torchrun_train_as_one_does(products, config, tmp_path, changes):
     config = with_changes(config, steps=6, **changes)
@@ -511,3 +526,19 @@ def test_two_ranks_under_torchrun_train_as_one_does(products, config, tmp_path, 
 def test_a_batch_that_ranks_cannot_share_is_refused():
     with pytest.raises(ValueError, match="a global batch of 15 cannot be shared by 2 ranks"):
         Ranks(rank=0, world=2).own(15)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_as_they_are_written(products, config):
+    plain = train_stage1(products, config, seed=0).history["stage1"]["loss"]
+    compiled = train_stage1(products, with_changes(config, compile=True), seed=0)
+    assert compiled.history["stage1"]["loss"] == pytest.approx(plain, abs=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_gpu_trains_the_same_thing(products, stage1_config, objective):
+    config = with_changes(stage1_config, objective=objective, steps=90, queue=32, momentum=0.95)
+    model = train_stage1(products, config, seed=0)
+    assert model.device.type == "cuda"
+    assert recall_of_colours(model, products) > 0.8
