@@ -44,7 +44,7 @@ reproduce-homedepot: $(READY) ## Home Depot queries and labels, import to report
 	$(BIN)/adtower reproduce homedepot --source $(DATA) --out runs/reproduce-homedepot --overwrite
 
 reproduce-grocery: $(READY) ## A shop's photos find their product's text, fifteen minutes (DATA=folder with grocery_store/)
-	$(BIN)/adtower reproduce grocery --source $(DATA) --out runs/reproduce-grocery --seed $(SEED) --overwrite
+	OMP_WAIT_POLICY=ACTIVE $(BIN)/adtower reproduce grocery --source $(DATA) --out runs/reproduce-grocery --seed $(SEED) --overwrite
 
 reproduce-fashion: $(READY) ## A catalogue's pictures find their titles, fifteen minutes (DATA=folder with fashion44k/)
 	$(BIN)/adtower reproduce fashion --source $(DATA) --out runs/reproduce-fashion --seed $(SEED) --overwrite
