@@ -51,13 +51,9 @@ def verify(
     certificate = verify_bundle(bundle, vectors=vectors)
     table = Table("check", "", "value", "limit", "note", title=str(bundle))
     for check in certificate.checks:
-        table.add_row(
-            Text(check.name),
-            "[green]passed[/]" if check.passed else "[red]failed[/]",
-            "" if check.value is None else f"{check.value:.3g}",
-            "" if check.limit is None else f"{check.limit:.3g}",
-            Text(check.note if len(check.note) <= 90 else f"{check.note[:89]}…"),
-        )
+        name, outcome, value, limit, note = check.cells()
+        style = "green" if check.passed else "red"
+        table.add_row(Text(name), Text(outcome, style), value, limit, Text(note))
     print_table(table)
     write_figures(json, certificate.to_metrics())
     if not certificate.passed:

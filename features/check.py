@@ -17,9 +17,10 @@ from features.columns import canonical, column_violations
 from features.dataset import Dataset
 from features.dense import finite_values
 from features.describe import describe_dataset
+from features.feature_spec import SIDE_TABLE_KEYS
 from features.image_check import image_problem
 from features.leaks import leak_violations, near_perfect_features, straddling_requests
-from features.schema import SIDE_TABLE_KEYS, TABLE_NAMES, DatasetSpec
+from features.schema import TABLE_NAMES, DatasetSpec
 from features.sparse import as_text
 from features.split import request_start_us, split_boundaries, split_by_time
 from features.violation import Violation, first_where, refuse_errors

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.schema import HistoryWindow
+from features.feature_spec import HistoryWindow
 from features.sparse import ValueIndex
 
 DAY_US = 86_400_000_000

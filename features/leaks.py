@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.schema import SIDE_TABLE_KEYS, TIME_PARTS, DatasetSpec
+from features.feature_spec import SIDE_TABLE_KEYS, TIME_PARTS
+from features.schema import DatasetSpec
 from features.sparse import as_text
 from features.split import request_start_us
 from features.violation import Violation, first_where

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from features.columns import TABLE_COLUMNS, as_frame, canonical, column_violations
 from features.dense import DenseTransform
 from features.examples import Examples
+from features.feature_spec import SIDE_TABLE_KEYS, FeatureSpec
 from features.history import PurchaseHistory, purchases_of
-from features.schema import SIDE_TABLE_KEYS, DatasetSpec
 from features.sparse import ValueIndex, Vocabulary
 from features.violation import refuse_errors
 
 if TYPE_CHECKING:
-    # Only fitting reads a dataset, and its storage libraries; scoring must do without them.
+    # Only fitting reads a dataset, with pydantic and storage libraries; scoring does without.
     from features.dataset import Dataset
+    from features.schema import DatasetSpec
 
 FORMAT = 1
 TRANSFORMS_FILE = "transforms.json"
@@ -43,10 +44,10 @@ class FeaturePipeline:
         min_count: See ``Vocabulary``.
     """
 
-    def __init__(self, spec: DatasetSpec, *, min_count: int = 2) -> None:
+    def __init__(self, spec: DatasetSpec | FeatureSpec, *, min_count: int = 2) -> None:
         if min_count < 1:
             raise ValueError(f"min_count is {min_count}; it must be 1 (keep all) or more")
-        self.spec = spec
+        self.spec = FeatureSpec(features=spec.features, history=spec.history)
         self.min_count = min_count
 
     def fit(self, dataset: Dataset, train: pl.DataFrame) -> Self:
@@ -157,7 +158,7 @@ class FeaturePipeline:
         folder.mkdir(parents=True, exist_ok=True)
         transforms = {
             "format": FORMAT,
-            "spec": self.spec.model_dump(mode="json"),
+            "spec": self.spec.to_json(),
             "min_count": self.min_count,
             "sparse": {name: v.to_dict() for name, v in self._vocabularies.items()},
             "dense": {name: dense.to_dict() for name, dense in self._dense.items()},
@@ -176,7 +177,8 @@ class FeaturePipeline:
         """Return the pipeline that ``save_`` wrote.
 
         Raises:
-            ValueError: If a file is missing or was written in another format.
+            ValueError: If a file is missing or was written in another format, or the specification
+                is not one of features.
         """
         folder = Path(folder)
         names = (TRANSFORMS_FILE, "products.parquet", "queries.parquet", "events.parquet")
@@ -184,12 +186,17 @@ class FeaturePipeline:
         if missing:
             raise ValueError(f"{folder} is no saved feature pipeline: {', '.join(missing)} missing")
         data = json.loads((folder / TRANSFORMS_FILE).read_text(encoding="utf-8"))
-        if data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
             raise ValueError(
-                f"{folder / TRANSFORMS_FILE} has format {data.get('format')!r}, this version reads "
+                f"{folder / TRANSFORMS_FILE} has format {found!r}, this version reads "
                 f"{FORMAT}; export again"
             )
-        pipeline = cls(DatasetSpec.model_validate(data["spec"]), min_count=data["min_count"])
+        try:
+            spec = FeatureSpec.from_json(data.get("spec"))
+        except ValueError as error:
+            raise ValueError(f"{folder / TRANSFORMS_FILE}: {error}") from error
+        pipeline = cls(spec, min_count=data["min_count"])
         pipeline._side_tables = {
             table: pl.read_parquet(folder / f"{table}.parquet") for table in SIDE_TABLE_KEYS
         }

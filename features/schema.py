@@ -16,19 +16,12 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from features.feature_spec import FeatureNames, HistoryWindow
+
 TableName = Literal["products", "queries", "relevance", "impressions", "events"]
 TABLE_NAMES: tuple[TableName, ...] = get_args(TableName)
 
 SPEC_FILE = "dataset.toml"
-
-SIDE_TABLE_KEYS = {"products": "product_id", "queries": "query_id"}
-"""The tables whose columns can be features, and the key that joins them to impressions."""
-
-TIME_PARTS = ("hour", "weekday")
-"""What ``time.`` can be followed by: hour 0 to 23, weekday 1 (Monday) to 7."""
-
-OUTCOMES = ("clicked", "purchased")
-"""Known only after the impression, so never a feature."""
 
 
 class TableFiles(BaseModel):
@@ -50,40 +43,6 @@ class TableFiles(BaseModel):
     """What was shown and clicked, one row a product shown."""
     events: str | None = None
     """What users did (purchase, click, cart): feeds the histories."""
-
-
-class FeatureNames(BaseModel):
-    """Which columns the click model reads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sparse: tuple[str, ...] = ("user_id", "query_id", "product_id")
-    """Categorical features: text, whole numbers or booleans."""
-    dense: tuple[str, ...] = ()
-    """Numeric features; null means missing."""
-
-    @model_validator(mode="after")
-    def _usable(self) -> FeatureNames:
-        names = self.sparse + self.dense
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"named more than once in sparse and dense: {', '.join(twice)}")
-        for name in names:
-            _refuse_unusable_feature(name)
-        return self
-
-    def of_table(self, table: str) -> tuple[str, ...]:
-        """Return the columns of a side table that are features, without the ``products.`` part."""
-        prefix = f"{table}."
-        return tuple(
-            name.removeprefix(prefix)
-            for name in self.sparse + self.dense
-            if name.startswith(prefix)
-        )
-
-    def of_impressions(self) -> tuple[str, ...]:
-        """Return the features that are columns of the impressions themselves."""
-        return tuple(name for name in self.sparse + self.dense if "." not in name)
 
 
 class SplitRule(BaseModel):
@@ -125,17 +84,6 @@ class SplitRule(BaseModel):
                 f"{self.test_fraction} leave nothing to train on; their sum must be below 1"
             )
         return self
-
-
-class HistoryWindow(BaseModel):
-    """Which of a user's purchases describe an impression."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    window_days: int = Field(default=84, ge=1)
-    """How far back a purchase counts; 84 days is the paper's."""
-    max_length: int = Field(default=16, ge=1)
-    """The newest purchases kept."""
 
 
 class DatasetSpec(BaseModel):
@@ -202,29 +150,11 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _refuse_unusable_feature(name: str) -> None:
-    table, dot, column = name.rpartition(".")
-    if name in OUTCOMES:
-        raise ValueError(f"feature {name!r} is an outcome of the impression: it leaks the label")
-    if not dot:
-        return
-    if table == "time":
-        if column not in TIME_PARTS:
-            raise ValueError(f"feature {name!r}: time has {' and '.join(TIME_PARTS)}")
-    elif table not in SIDE_TABLE_KEYS:
-        raise ValueError(
-            f"feature {name!r}: the part before the dot must be one of "
-            f"{', '.join((*SIDE_TABLE_KEYS, 'time'))}; columns of the impressions take no dot"
-        )
-    elif column == "image":
-        raise ValueError(f"feature {name!r}: images enter through embeddings, not as features")
-
-
 def _in_words(error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             parts.append(f"{where} is not a known key (misspelt?)")
         else:
             message = problem["msg"].removeprefix("Value error, ")

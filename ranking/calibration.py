@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 from ranking.metrics import (
     SMALLEST_PROBABILITY,
@@ -93,7 +93,7 @@ class Platt:
     def calibrate(self, p_click_N: ArrayLike) -> NDArray[np.float64]:
         """Return sigmoid(slope · logit(p) + intercept), shape (N,)."""
         p_click_N = np.asarray(p_click_N, np.float64)
-        return special.expit(self.slope * _logit(p_click_N) + self.intercept)
+        return _sigmoid(self.slope * _logit(p_click_N) + self.intercept)
 
     def to_dict(self) -> dict[str, Any]:
         """Return ``{"kind": "platt", "slope": ..., "intercept": ...}``."""
@@ -232,7 +232,7 @@ def reliability_curve(
     impressions_B = impressions_B[kept_B]
     predicted_B = np.bincount(bin_N, p_click_N)[kept_B] / impressions_B
     observed_B = np.bincount(bin_N, label_N)[kept_B] / impressions_B
-    z = float(stats.norm.isf((1 - confidence) / 2))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     shrink_B = 1 + z**2 / impressions_B
     centre_B = (observed_B + z**2 / (2 * impressions_B)) / shrink_B
     spread_B = observed_B * (1 - observed_B) / impressions_B + z**2 / (4 * impressions_B**2)
@@ -247,7 +247,13 @@ def reliability_curve(
 
 
 def _logit(p_click_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    return special.logit(np.clip(p_click_N, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
+    p_click_N = np.clip(p_click_N, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+    return np.log(p_click_N) - np.log1p(-p_click_N)
+
+
+def _sigmoid(logit_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    # In this form no logit, however large, overflows.
+    return np.exp(-np.logaddexp(0.0, -logit_N))
 
 
 def _logistic_fit(
@@ -258,7 +264,7 @@ def _logistic_fit(
     weight_2 = np.array([1.0, 0.0])
     loss = _logistic_loss(x_N2 @ weight_2, label_N)
     for _ in range(NEWTON_STEPS):
-        p_N = special.expit(x_N2 @ weight_2)
+        p_N = _sigmoid(x_N2 @ weight_2)
         gradient_2 = x_N2.T @ (p_N - label_N)
         hessian_22 = (x_N2 * (p_N * (1 - p_N))[:, None]).T @ x_N2
         step_2 = np.linalg.solve(hessian_22, gradient_2)

@@ -3,8 +3,8 @@
 Every check is a row with a name, a figure and its limit. The golden rows hold the trained model's
 scores, so agreeing with them is agreeing with the trained model.
 
-Imported are numpy, polars, pydantic (the dataset's specification) and what scores: onnxruntime or
-LightGBM (which brings scipy); never torch, torchrec, transformers or mlflow.
+Imported are numpy, polars and what scores: onnxruntime or LightGBM (which brings scipy); never
+pydantic, torch, torchrec, transformers or mlflow.
 
 Shape letters: N impressions.
 """
@@ -60,6 +60,16 @@ class Check:
     limit: float | None = None
     """What it may be at most; None where nothing is demanded."""
     note: str = ""
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """Return the row as the command lines print it: name, outcome, value, limit, note."""
+        return (
+            self.name,
+            "passed" if self.passed else "failed",
+            "" if self.value is None else f"{self.value:.3g}",
+            "" if self.limit is None else f"{self.limit:.3g}",
+            self.note if len(self.note) <= 90 else f"{self.note[:89]}…",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

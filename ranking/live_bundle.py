@@ -19,7 +19,7 @@ import polars as pl
 from ranking.bundle import GOLDEN_FILE
 from ranking.certificate import beyond
 from ranking.golden import CASE, HIGH, LOW, NO_VECTORS
-from ranking.request import KEYS
+from ranking.request_table import KEYS
 from ranking.score import Scorer
 
 GOLDEN_TOLERANCE = 1e-5
@@ -105,6 +105,8 @@ class LiveBundle:
         # Resolved once, so that a link that moves meanwhile cannot mix two bundles.
         folder = self._path.resolve()
         scorer = Scorer.load(folder, threads=self._threads)
+        if scorer.query_encoder is not None:
+            scorer.query_encoder.load_tokenizer()
         difference = golden_distance(scorer)
         # Not "greater than", so that NaN fails.
         if not difference <= GOLDEN_TOLERANCE:

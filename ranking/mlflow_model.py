@@ -19,7 +19,7 @@ import polars as pl
 
 from ranking.bundle import GOLDEN_FILE, BundleManifest
 from ranking.checkpoint import published_folder
-from ranking.request import KEYS
+from ranking.request_table import KEYS
 from ranking.score import Scorer
 
 _PACKAGES = ("features", "embeddings", "ranking")

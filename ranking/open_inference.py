@@ -15,14 +15,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from features.schema import FeatureNames
-from ranking.request import (
-    KEYS,
-    ScoredRequest,
-    ScoreRequest,
-    parse_problem,
-    request_of,
-)
+from features.feature_spec import FeatureNames
+from ranking.request import ScoreRequest, parse_problem, request_of
+from ranking.request_table import KEYS, ScoredRequest
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",

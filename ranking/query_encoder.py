@@ -9,16 +9,21 @@ Shape letters: Q texts, L tokens of a text, D size of a vector.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 QUERY_ENCODER = "query_encoder"
 """Its folder in a bundle."""
@@ -30,31 +35,69 @@ QUERIES_FILE = "queries.parquet"
 INPUT_NAME = "ids"
 OUTPUT_NAME = "vector"
 
+Precision = Literal["fp32", "int8"]
+"""Of an exported encoder's weights."""
+
 # Texts of one length share a batch; more of them gain nothing on one core.
 _BATCH = 16
 
 
-class QueryEncoderSettings(BaseModel):
-    """What ``settings.json`` says of an exported query encoder."""
+@dataclass(frozen=True, kw_only=True)
+class QueryEncoderSettings:
+    """What ``settings.json`` says of an exported query encoder.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Raises:
+        ValueError: If a field has a value that is not allowed.
+    """
 
     encoder_fingerprint: str
     """Names the model; it must be the one that made the bundle's query vectors."""
-    dim: int = Field(ge=1)
-    """Size D of the vectors."""
-    max_tokens: int = Field(ge=2)
-    """Longer texts keep their first tokens and the closing one, as in training."""
-    precision: Literal["fp32", "int8"]
+    dim: int
+    """Size D of the vectors, from 1."""
+    max_tokens: int
+    """Longer texts keep their first tokens and the closing one, as in training; from 2."""
+    precision: Precision
     """Of the weights. int8 is written only where its gate passed."""
-    checked_texts: int = Field(ge=1)
-    """Texts that the figures below were taken over."""
+    checked_texts: int
+    """Texts that the figures below were taken over, from 1."""
     max_difference: float
     """Largest distance of a coordinate to the torch encoder in float32."""
     min_cosine: float
     """Lowest cosine to the torch encoder's vector of the same text."""
     top10_overlap: float | None
     """Mean share of a text's ten closest products that both name; None without products."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("dim", 1), ("max_tokens", 2), ("checked_texts", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} is {value!r}; must be a whole number from {least}")
+        for name in ("max_difference", "min_cosine", "top10_overlap"):
+            value = getattr(self, name)
+            absent = value is None and name == "top10_overlap"
+            if not absent and type(value) not in (int, float):
+                raise ValueError(f"{name} is {value!r}; must be a number")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision is {self.precision!r}; must be one of fp32, int8")
+        if not isinstance(self.encoder_fingerprint, str):
+            raise ValueError(f"encoder_fingerprint is {self.encoder_fingerprint!r}; must be text")
+
+    def to_json(self) -> str:
+        """Return the text of ``settings.json``."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> QueryEncoderSettings:
+        """Return the settings that ``to_json`` wrote.
+
+        Raises:
+            ValueError: If the text is not JSON, or a field is missing, unknown or has a value that
+                is not allowed.
+        """
+        try:
+            return cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(f"the fields are not those of a query encoder: {error}") from error
 
 
 class OnnxQueryEncoder:
@@ -70,9 +113,8 @@ class OnnxQueryEncoder:
     """
 
     def __init__(self, folder: Path, *, threads: int = 1, cache_size: int = 10_000) -> None:
-        # Imported here, because a bundle without an encoder must load without them.
+        # Imported here, because a bundle of trees without an encoder must load without it.
         import onnxruntime
-        from tokenizers import Tokenizer
 
         if cache_size < 1:
             raise ValueError(f"cache_size is {cache_size}; must be at least 1")
@@ -81,9 +123,12 @@ class OnnxQueryEncoder:
         if missing:
             raise ValueError(f"{folder} is no query encoder: {', '.join(missing)} missing")
         text = (folder / SETTINGS_FILE).read_text(encoding="utf-8")
-        self.settings = QueryEncoderSettings.model_validate_json(text)
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        self._tokenizer.enable_truncation(self.settings.max_tokens)
+        try:
+            self.settings = QueryEncoderSettings.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{folder / SETTINGS_FILE}: {error}") from error
+        # Read now and parsed with the first text, when the folder may be gone or another's.
+        self._tokenizer_json = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -99,6 +144,14 @@ class OnnxQueryEncoder:
     def load(cls, folder: str | Path, *, threads: int = 1, cache_size: int = 10_000) -> Self:
         """Read an encoder; see the class."""
         return cls(Path(folder), threads=threads, cache_size=cache_size)
+
+    def load_tokenizer(self) -> None:
+        """Parse the tokenizer now, so that a server's first new text does not wait for it.
+
+        Raises:
+            ValueError: If the package ``tokenizers`` is not installed.
+        """
+        _ = self._tokenizer
 
     def known_id(self, text: str) -> str | None:
         """Return the query id that training knew this very text by, or None."""
@@ -116,7 +169,7 @@ class OnnxQueryEncoder:
         the same text always gives the same bits. In fp32 it does to 1e-6.
 
         Raises:
-            ValueError: If a text has no token.
+            ValueError: If a text has no token, or the package ``tokenizers`` is not installed.
         """
         found: dict[str, NDArray[np.float32]] = {}
         with self._lock:
@@ -138,6 +191,20 @@ class OnnxQueryEncoder:
         if not found:
             return np.zeros((0, self.settings.dim), np.float32)
         return np.stack([found[text] for text in texts])
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        # Imported here, because texts that training knew are scored without it.
+        try:
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                "the package 'tokenizers' is not installed; query texts that training did not know "
+                "need it. Install it, or leave the column 'query' out"
+            ) from error
+        tokenizer = Tokenizer.from_str(self._tokenizer_json)
+        tokenizer.enable_truncation(self.settings.max_tokens)
+        return tokenizer
 
     def _batches(self, texts: list[str]) -> list[list[tuple[str, list[int]]]]:
         """Texts with their token ids, those of one length together, so that none is padded."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -29,10 +29,9 @@ from ranking.query_encoder import (
     SETTINGS_FILE,
     TOKENIZER_FILE,
     OnnxQueryEncoder,
+    Precision,
     QueryEncoderSettings,
 )
-
-Precision = Literal["fp32", "int8"]
 
 MAX_TOKENS = 64
 """Longer queries are refused: up to here attention is one path of plain matrix products, and a
@@ -231,18 +230,17 @@ def _measured(
         top10_overlap=None,
     )
     path = folder / SETTINGS_FILE
-    path.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
+    path.write_text(settings.to_json(), encoding="utf-8")
     found_SD = OnnxQueryEncoder.load(folder).encode(sample)
-    settings = settings.model_copy(
-        update={
-            "max_difference": float(np.abs(found_SD - expected_SD).max()),
-            "min_cosine": float((found_SD * expected_SD).sum(1).min()),
-            "top10_overlap": None
-            if product_PD is None
-            else top10_overlap(expected_SD, found_SD, product_PD),
-        }
+    settings = replace(
+        settings,
+        max_difference=float(np.abs(found_SD - expected_SD).max()),
+        min_cosine=float((found_SD * expected_SD).sum(1).min()),
+        top10_overlap=None
+        if product_PD is None
+        else top10_overlap(expected_SD, found_SD, product_PD),
     )
-    path.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
+    path.write_text(settings.to_json(), encoding="utf-8")
     return settings
 
 

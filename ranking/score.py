@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, overload
+from typing import TYPE_CHECKING, Self, overload
 
 import numpy as np
 import polars as pl
@@ -24,14 +24,11 @@ from features.sparse import ValueIndex
 from ranking.bundle import Bundle, BundleManifest, open_bundle
 from ranking.predictor import Predictor
 from ranking.query_encoder import QUERY_ENCODER, OnnxQueryEncoder
-from ranking.request import (
-    Diagnostics,
-    Purchase,
-    QueryVector,
-    ScoredRequest,
-    ScoreRequest,
-    request_frame,
-)
+from ranking.request_table import Diagnostics, QueryVector, ScoredRequest, request_frame
+
+if TYPE_CHECKING:
+    # Tables are scored where pydantic, which requests are checked with, is not installed.
+    from ranking.request import Purchase, ScoreRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +116,7 @@ class Scorer:
             ValueError: If a column is missing, unknown, has the wrong type or holds what it may
                 not.
         """
-        if isinstance(what, ScoreRequest):
+        if not isinstance(what, pl.DataFrame):
             return self.score_prepared(self.prepare(what))
         what = self._with_known_queries(what)
         examples, vectors = self._with_encoded_queries(what, self.pipeline.transform(what))

@@ -25,7 +25,8 @@ from starlette.requests import ClientDisconnect
 
 from ranking.live_bundle import LiveBundle, Served
 from ranking.open_inference import inference_answer, model_metadata, parse_inference
-from ranking.request import MalformedJsonError, ScoredRequest, ScoreRequest, parse_request
+from ranking.request import MalformedJsonError, ScoreRequest, parse_request
+from ranking.request_table import ScoredRequest
 from ranking.serve_config import ServeConfig
 from ranking.serve_metrics import ServeMetrics
 from ranking.served_log import ServedLog

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ranking.live_bundle import Served
-from ranking.request import Diagnostics
+from ranking.request_table import Diagnostics
 
 LATENCY_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 CANDIDATES = (1, 5, 10, 25, 50, 100, 200, 500, 1000)

@@ -26,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from features.embedding_join import derived_features, gather_vectors
 from ranking.columns import VECTOR_COLUMNS
 from ranking.live_bundle import Served
-from ranking.request import ScoredRequest, ScoreRequest, parse_problem
+from ranking.request import ScoreRequest, parse_problem
+from ranking.request_table import ScoredRequest
 from ranking.score import Prepared, Scorer
 
 FORMAT = "adtower-served-1"

@@ -57,6 +57,17 @@ def test_scoring_and_data_do_not_load_torch(module):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.parametrize("module", ["ranking.certificate", "ranking.batch_score"])
+def test_verifying_and_scoring_load_nothing_that_checks_requests_or_datasets(module):
+    unwanted = {"pydantic", "scipy", "tokenizers", "tyro", "rich", "fsspec"}
+    code = (
+        f"import sys, {module}\n"
+        f"loaded = {unwanted!r} & set(sys.modules)\n"
+        "sys.exit(f'loaded {loaded}' if loaded else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_no_pickle_and_no_unsafe_loading():
     banned = {"pickle", "cloudpickle", "dill", "joblib"}
     for package in LINE:

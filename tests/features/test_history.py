@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features.feature_spec import HistoryWindow
 from features.history import PurchaseHistory, purchases_of
-from features.schema import HistoryWindow
 from features.sparse import ValueIndex
 
 NOON = datetime(2024, 6, 1, 12, tzinfo=UTC)

@@ -131,6 +131,22 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path, fitted):
         FeaturePipeline.load(tmp_path)
 
 
+def test_a_folder_whose_specification_was_changed_is_refused(tmp_path, fitted):
+    fitted.save_(tmp_path)
+    path = tmp_path / "transforms.json"
+    data = json.loads(path.read_text())
+    for spec, message in (
+        (None, "no specification of features"),
+        ({**data["spec"], "features": {"sparse": ["clicked"], "dense": []}}, "leaks the label"),
+    ):
+        path.write_text(json.dumps({**data, "spec": spec}))
+        with pytest.raises(ValueError, match=rf"transforms\.json: .*{message}"):
+            FeaturePipeline.load(tmp_path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="format None"):
+        FeaturePipeline.load(tmp_path)
+
+
 def test_one_row_is_what_it_is_among_many(dataset, fitted):
     log = dataset.table("impressions")
     whole = fitted.transform(log)

@@ -41,6 +41,10 @@ def test_times_without_a_zone_are_utc():
     [
         ('name = "x"\nfetures = 1', "fetures is not a known key"),
         ('name = "x"\n[tables]\nproduct = "p"', r"tables\.product is not a known key"),
+        ('name = "x"\n[features]\nspare = ["a"]', r"features\.spare is not a known key"),
+        ('name = "x"\n[features]\nsparse = [1]', r"features\.sparse\.0: .* valid string"),
+        ('name = "x"\n[history]\nwindow_days = 0', "history: window_days is 0; must be"),
+        ('name = "x"\n[history]\ndays = 9', r"history\.days is not a known key"),
         ('name = "x"\n[features]\nsparse = ["clicked"]', "leaks the label"),
         ('name = "x"\n[features]\nsparse = ["user_id"]\ndense = ["user_id"]', "more than once"),
         ('name = "x"\n[features]\nsparse = ["time.minute"]', "time has hour and weekday"),

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -197,31 +196,3 @@ def test_verifying_imports_nothing_that_trains(kind, bundles):
     )
     assert done.returncode == 0, done.stderr
     assert "checks passed" in done.stdout
-
-
-def test_a_machine_with_little_installed_verifies_and_scores(bundles, shop, tmp_path):
-    bare = tmp_path / "site-packages"
-    bare.mkdir()
-    pydantic = ("pydantic", "pydantic_core", "annotated_types", "typing_extensions")
-    needed = ("numpy", "polars", "polars-runtime-32", "onnxruntime", "typing_inspection", *pydantic)
-    for name in needed:
-        files = distribution(name).files or ()
-        for top in {file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}:
-            (bare / top).symlink_to(distribution(name).locate_file(top))
-    shop.impressions[:20].write_parquet(tmp_path / "rows.parquet")
-    code = (
-        "import sys\n"
-        f"sys.path[:0] = [{str(ROOT)!r}, {str(bare)!r}]\n"
-        "import polars as pl\n"
-        "from ranking.certificate import verify_bundle\n"
-        "from ranking.score import Scorer\n"
-        f"bundle = {str(bundles / 'logistic_regression')!r}\n"
-        "assert verify_bundle(bundle).passed\n"
-        f"rows = pl.read_parquet({str(tmp_path / 'rows.parquet')!r})\n"
-        "assert len(Scorer.load(bundle).score(rows)) == 20\n"
-    )
-    # Without site-packages of any kind, nor anything the environment would add.
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from features.schema import FeatureNames
+from features.feature_spec import FeatureNames
 from ranking.open_inference import inference_answer, model_metadata, parse_inference
-from ranking.request import Diagnostics, ScoredRequest, request_of
+from ranking.request import request_of
+from ranking.request_table import Diagnostics, ScoredRequest
 
 FEATURES = FeatureNames(sparse=("user_id", "product_id", "device"), dense=("products.price", "bid"))
 

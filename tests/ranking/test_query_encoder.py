@@ -1,5 +1,6 @@
 """Query texts encoded without torch: the vectors of the torch encoder, or none."""
 
+import json
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from embeddings.encoders import initialise_
 from embeddings.model import DashClip
 from embeddings.precision import FLOAT32
 from ranking import query_export
-from ranking.query_encoder import OnnxQueryEncoder
+from ranking.query_encoder import OnnxQueryEncoder, QueryEncoderSettings
 from ranking.query_export import top10_overlap, write_query_encoder
 
 QUERIES = pl.DataFrame(
@@ -71,6 +72,32 @@ def test_the_settings_say_what_was_measured(model, folder):
     assert settings.max_difference < 1e-5
     assert settings.min_cosine > 0.9999
     assert (settings.precision, settings.dim) == ("fp32", model.dim)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dim": 0}, "dim is 0; must be a whole number from 1"),
+        ({"max_tokens": "8"}, "max_tokens is '8'; must be a whole number from 2"),
+        ({"precision": "fp16"}, "precision is 'fp16'; must be one of fp32, int8"),
+        ({"min_cosine": None}, "min_cosine is None; must be a number"),
+        ({"encoder_fingerprint": 7}, "encoder_fingerprint is 7; must be text"),
+        ({"colour": "red"}, "not those of a query encoder: .*colour"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(folder, tmp_path, changed, message):
+    copy = shutil.copytree(folder, tmp_path / "query_encoder")
+    fields = json.loads((copy / "settings.json").read_text())
+    (copy / "settings.json").write_text(json.dumps({**fields, **changed}))
+    with pytest.raises(ValueError, match=rf"settings\.json: .*{message}"):
+        OnnxQueryEncoder.load(copy)
+
+
+def test_settings_survive_writing_and_reading(folder):
+    text = (folder / "settings.json").read_text()
+    assert QueryEncoderSettings.from_json(text).to_json() == text
+    with pytest.raises(ValueError, match="not those of a query encoder"):
+        QueryEncoderSettings.from_json("[]")
 
 
 def test_embedding_leaves_the_fingerprint_of_a_model_alone(model):

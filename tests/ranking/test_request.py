@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from features.schema import FeatureNames
+from features.feature_spec import FeatureNames
 from ranking.request import (
     MalformedJsonError,
     ScoreRequest,
     parse_request,
-    request_frame,
     request_of,
 )
+from ranking.request_table import request_frame
 
 FEATURES = FeatureNames(sparse=("user_id", "product_id", "device"), dense=("products.price", "bid"))
 

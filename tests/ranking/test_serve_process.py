@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -265,8 +266,8 @@ def test_a_bundle_with_other_columns_does_not_take_over(front, tmp_path, caplog,
 def front_features(scorer):
     """The spec of a bundle, with one more feature column."""
     spec = scorer.pipeline.spec
-    features = spec.features.model_copy(update={"sparse": (*spec.features.sparse, "page")})
-    return spec.model_copy(update={"features": features})
+    features = replace(spec.features, sparse=(*spec.features.sparse, "page"))
+    return replace(spec, features=features)
 
 
 def test_a_folder_that_is_being_copied_is_left_alone(front, tmp_path):
