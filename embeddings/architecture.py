@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from embeddings.encoders import TextShape
 from embeddings.image_encoder import ImageShape
+from embeddings.read_views import ImageViews
 from embeddings.transformer import Norm
 
 RANDOM_TEXT = TextShape(
@@ -39,8 +40,8 @@ class Architecture(BaseModel):
     """Where cross-attention normalises: "post" is BLIP's."""
     projection_bias: tuple[bool, bool] = (False, False)
     """Whether the ITC projections of text and of image have a bias, as BLIP's do."""
-    mirrored: bool = False
-    """An image's vector is the mean over the image and its mirror image."""
+    image_views: ImageViews = "one"
+    """What an image's vector is the mean over; see ``embeddings.read_views``."""
     query_layers: int = 0
     """Last layers that the query encoder owns a trained copy of; 0 before stage 2."""
     projection_width: int = 0

@@ -27,7 +27,7 @@ from embeddings.losses import (
     sigmoid_loss,
 )
 from embeddings.model import DashClip
-from embeddings.pictures import Pictures
+from embeddings.pictures import Patch, Pictures
 from embeddings.queue import KeyQueue
 from embeddings.ranks import Ranks
 
@@ -54,6 +54,17 @@ class Batch:
     """Draws of the second view of a product without text."""
     hidden_GL: Tensor
     """Tokens hidden in the second sight of a product without image, as uniform draws."""
+
+    mixed_G: Tensor
+    """Rows whose image has a part of the image of the row before it (CutMix)."""
+    box: tuple[float, float, float, float]
+    """That part: top, left, bottom, right as shares of the side."""
+
+    @property
+    def own_share(self) -> float:
+        """Share of a mixed image that is its own."""
+        top, left, bottom, right = self.box
+        return 1 - (bottom - top) * (right - left)
 
     @property
     def whole_G(self) -> Tensor:
@@ -138,14 +149,18 @@ class ImageTextStep:
         text_row_N, image_row_N, matched_N = self._itm_pairs(batch, image_GE, text_GE, generator)
         if in_parts:
             itc.backward()
-            assert own_image_BE.grad is not None and own_text_BE.grad is not None
+            # A step with mixed images asks nothing of the batch's own texts.
+            slope_BE = [
+                torch.zeros_like(side_BE) if side_BE.grad is None else side_BE.grad
+                for side_BE in (own_image_BE, own_text_BE)
+            ]
         itm, score, matched = 0.0, [], []
         for part, start in zip(parts, _starts(parts), strict=True):
             loss = itc if not in_parts else image_GE.new_zeros(())
             if in_parts:
                 image_BE, text_BE, image_tokens = self._embed(model, batch, part)
                 at = slice(start, start + len(part))
-                slopes = own_image_BE.grad[at], own_text_BE.grad[at]  # type: ignore[index]
+                slopes = slope_BE[0][at], slope_BE[1][at]
                 loss = loss + part_surrogate((image_BE, text_BE), slopes)
             here_N = (image_row_N >= part[0]) & (image_row_N <= part[-1])
             if bool(here_N.any()):
@@ -182,7 +197,10 @@ class ImageTextStep:
         with model.precision.autocast(model.device):
             if bool(pictured_B.any()):
                 image_NIC = self.pictures.tokens(
-                    model, row_B[pictured_B], batch.view_GK[part_B][pictured_B]
+                    model,
+                    row_B[pictured_B],
+                    batch.view_GK[part_B][pictured_B],
+                    self._patch(batch, part_B),
                 )
                 images.append(model.itc_image(model.image.pool(image_NIC)))
             if not bool(worded_B.all()):
@@ -208,6 +226,18 @@ class ImageTextStep:
             image_side.index_select(0, image_place_B.argsort().to(image_side.device)),
             text_side.index_select(0, text_place_B.argsort().to(text_side.device)),
             image_NIC,
+        )
+
+    def _patch(self, batch: Batch, part_B: Tensor) -> Patch | None:
+        """What is pasted into the images of some rows; None if nothing is."""
+        if not bool(batch.mixed_G[part_B].any()):
+            return None
+        before_B = (part_B - 1) % len(batch.row_G)
+        return Patch(
+            row_B=batch.row_G[before_B],
+            view_BK=batch.view_GK[before_B],
+            into_B=batch.mixed_G[part_B],
+            box=batch.box,
         )
 
     def _texts(self, model: DashClip, row_B: Tensor, hidden_BL: Tensor | None = None) -> Tensor:
@@ -246,6 +276,8 @@ class ImageTextStep:
         group_G, kind_G = batch.group_G.to(image_GE.device), batch.kind_G.to(image_GE.device)
         temperature = self.model.temperature
         if self.objective == "in_batch":
+            if bool(batch.mixed_G.any()):
+                return self._among_all_texts(batch, image_GE), float("nan")
             kinds = None if bool(batch.whole_G.all()) else kind_G
             loss = itc_loss(image_GE, text_GE, group_G, temperature=temperature, kind_B=kinds)
             if self.group_V is not None:
@@ -289,14 +321,18 @@ class ImageTextStep:
             place_V1 = torch.arange(len(text_VE), device=device)[:, None]
             mine_V1 = place_V1 % self.ranks.world == self.ranks.rank
             text_VE = torch.where(mine_V1, text_VE, text_VE.detach())
+        group_V, group_G = self.group_V.to(device), batch.group_G.to(device)
         shown_G = (batch.kind_G != TEXT_ONLY).to(device)
+        share_G = torch.where(batch.mixed_G.to(device), batch.own_share, 1.0)
         return all_texts_loss(
             image_GE[shown_G],
             text_VE,
-            batch.group_G.to(device)[shown_G],
-            self.group_V.to(device),
+            group_G[shown_G],
+            group_V,
             temperature=self.model.temperature,
             smoothing=self.smoothing,
+            share_B=share_G[shown_G],
+            other_group_B=group_G.roll(1)[shown_G],
         )
 
     @torch.no_grad()
@@ -308,7 +344,8 @@ class ImageTextStep:
             return none, none, none
         temperature = self.model.temperature.detach().clamp(min=self.itm_temperature)
         logit_GG = cosine_logits(image_GE, text_GE, temperature).cpu()
-        return itm_pairs(logit_GG, batch.group_G, self.itm_rows, generator, whole_B=batch.whole_G)
+        whole_G = batch.whole_G & ~batch.mixed_G
+        return itm_pairs(logit_GG, batch.group_G, self.itm_rows, generator, whole_B=whole_G)
 
     def _match(
         self,

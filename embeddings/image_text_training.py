@@ -170,6 +170,9 @@ class ImageTextTraining:
         kept = {id(parameter) for parameter in trained}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in kept)
+        pooled_VT = pooled_texts(model, states) if frozen else None
+        if pooled_VT is not None and not model.origins.projections.pretrained:
+            centre_text_(model, pooled_VT)
         follows = config.objective == "momentum" or config.final_weights == "momentum"
         follower = momentum_copy(model) if follows else None
         if config.compile:
@@ -202,7 +205,7 @@ class ImageTextTraining:
             itm_temperature=config.itm_temperature,
             group_V=self._text_groups(text_of_N) if config.all_texts else None,
             smoothing=config.smoothing,
-            pooled_VT=pooled_texts(model, states) if frozen else None,
+            pooled_VT=pooled_VT,
             part_rows=config.part_rows,
         )
 
@@ -232,7 +235,16 @@ class ImageTextTraining:
             kind_G[whole_G & (draw_G > 1 - config.modality_dropout)] = TEXT_ONLY
             second_GK = draw_views(len(row_G), config.views, generator)
             hidden_GL = torch.rand(len(row_G), config.max_text_tokens, generator=generator)
+        mixed_G, box = torch.zeros(len(row_G), dtype=torch.bool), (0.0, 0.0, 0.0, 0.0)
+        if config.cutmix and bool((kind_G == WHOLE).all()):
+            share, area, top, left = torch.rand(4, generator=generator).tolist()
+            if share < config.cutmix:
+                # Those that enter ITM stay whole.
+                mixed_G[config.itm_rows :] = True
+                box = cutmix_box(area, top, left)
         batch = Batch(
+            mixed_G=mixed_G,
+            box=box,
             row_G=row_G,
             group_G=data.group_N[row_G],
             kind_G=kind_G,
@@ -391,6 +403,23 @@ def pooled_texts(model: DashClip, states: CachedStates) -> Tensor:
             state_BLD = model.text.run(x_BLD, attend_BL, first=first, last=last)
             pooled_VT[row_B] = model.text.pool(state_BLD, attend_BL).float().cpu()
     return pooled_VT
+
+
+@torch.no_grad()
+def centre_text_(model: DashClip, pooled_VT: Tensor) -> None:
+    """Let the projection of frozen texts begin at their mean: what all texts of a catalogue share
+    says nothing, and is most of what a frozen encoder gives."""
+    projection = model.itc_text
+    assert projection.bias is not None
+    projection.bias.copy_(-(projection.weight @ pooled_VT.mean(0).to(model.device)))
+
+
+def cutmix_box(area: float, top: float, left: float) -> tuple[float, float, float, float]:
+    """A square of a share of an image's area, anywhere inside: top, left, bottom, right from 0 to
+    1, for three uniform draws."""
+    side = math.sqrt(area)
+    top, left = top * (1 - side), left * (1 - side)
+    return top, left, top + side, left + side
 
 
 def pair_auc(score_N: Tensor, matched_N: Tensor) -> float:

@@ -14,6 +14,7 @@ from embeddings.encoders import TextShape
 from embeddings.image_encoder import ImageShape
 from embeddings.pretrained import read_image_shape, read_text_shape
 from embeddings.pretrained_pair import Projections, has_cross_attention, read_projections
+from embeddings.read_views import ImageViews
 from embeddings.text import load_tokenizer
 from embeddings.weights import RANDOM_SOURCE, ResolvedWeights
 
@@ -135,7 +136,7 @@ def plan_architecture(
     text_columns: tuple[str, ...],
     max_text_tokens: int,
     max_query_tokens: int,
-    mirrored: bool,
+    image_views: ImageViews,
 ) -> Architecture:
     """Put settings and checkpoints together; arguments as in ``DashClip.initial``.
 
@@ -174,10 +175,10 @@ def plan_architecture(
         text_columns=text_columns,
         max_text_tokens=max_text_tokens,
         max_query_tokens=max_query_tokens,
-        mirrored=mirrored,
+        image_views=image_views,
         cross_norm="post" if start.origins.multimodal.pretrained else "pre",
         projection_bias=(
-            given is not None and given.text.bias is not None,
+            trainable_text_layers == 0 or (given is not None and given.text.bias is not None),
             given is not None and given.image.bias is not None,
         ),
     )

@@ -80,6 +80,8 @@ def all_texts_loss(
     *,
     temperature: Tensor | float,
     smoothing: float = 0.0,
+    share_B: Tensor | None = None,
+    other_group_B: Tensor | None = None,
 ) -> Tensor:
     """Draw each image to the texts of its own product group, among all texts of a catalogue.
 
@@ -90,16 +92,21 @@ def all_texts_loss(
         group_V: Product group of each text; every image's group is among them.
         temperature: Divides the cosine similarity.
         smoothing: Share of the target that is spread evenly over all texts.
+        share_B: Share of each image that shows its own product; 1 if None.
+        other_group_B: Product group of what the rest of the image shows.
 
     Returns:
         The mean cross-entropy in nats; without information log(V).
 
     Source:
         The image-to-text half of ALBEF's contrast with every key present; smoothing as Szegedy et
-        al. 2016, arXiv:1512.00567.
+        al. 2016, arXiv:1512.00567; shares as Yun et al. 2019 (CutMix), arXiv:1905.04899.
     """
     logit_BV = cosine_logits(image_BD, text_VD, temperature)
     hard_BV = even_targets(group_B[:, None] == group_V)
+    if share_B is not None and other_group_B is not None:
+        other_BV = even_targets(other_group_B[:, None] == group_V)
+        hard_BV = share_B[:, None] * hard_BV + (1 - share_B[:, None]) * other_BV
     target_BV = (1 - smoothing) * hard_BV + smoothing / len(group_V)
     return soft_cross_entropy(logit_BV, target_BV, torch.zeros_like(logit_BV, dtype=torch.bool))
 

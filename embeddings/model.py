@@ -35,6 +35,7 @@ from embeddings.precision import Precision, choose_precision
 from embeddings.pretrained import load_image_, load_text_
 from embeddings.pretrained_pair import load_fusion_
 from embeddings.product_features import ProductFeatures, ProductProjection
+from embeddings.read_views import ImageViews, more_views
 from embeddings.text import TokenTable, product_texts, tokenize
 from embeddings.weights import ResolvedWeights
 
@@ -97,7 +98,7 @@ class DashClip(nn.Module):
         generator: torch.Generator,
         image_weights: ResolvedWeights | None = None,
         trainable_image_layers: int | None = None,
-        mirrored: bool = False,
+        image_views: ImageViews = "one",
     ) -> DashClip:
         """An untrained model: what the checkpoints hold from them, everything else random.
 
@@ -116,7 +117,7 @@ class DashClip(nn.Module):
                 cross-attention and ITM head; ``origins`` says what came from where.
             trainable_image_layers: Last image layers that train; None, or all, train what stands
                 before them too, and 0 freezes the whole image encoder.
-            mirrored: Average an image's vector with that of its mirror image.
+            image_views: What an image's vector is averaged over; see ``embeddings.read_views``.
 
         Raises:
             ValueError: If more layers are to be fused or trained than an encoder has, texts may be
@@ -132,7 +133,7 @@ class DashClip(nn.Module):
             text_columns=tuple(text_columns),
             max_text_tokens=max_text_tokens,
             max_query_tokens=max_query_tokens,
-            mirrored=mirrored,
+            image_views=image_views,
         )
         model = cls(architecture, start.tokenizer, start.origins)
         initialise_(model, generator)
@@ -362,10 +363,10 @@ class DashClip(nn.Module):
                 pixel_BSS3 = scale_pixels(images.pixel_PSS3[row_B.numpy()], self.device)
                 image_BIC = self.image(pixel_BSS3)
                 pooled_BC = self.image.pool(image_BIC.float())
-                if self.architecture.mirrored:
-                    mirror_BIC = self.image(pixel_BSS3.flip(2))
-                    pooled_BC = (pooled_BC + self.image.pool(mirror_BIC.float())) / 2
-                features.image_PC[row_B] = pooled_BC.float().cpu()
+                more = more_views(pixel_BSS3, self.architecture.image_views)
+                for view_BSS3 in more:
+                    pooled_BC = pooled_BC + self.image.pool(self.image(view_BSS3).float())
+                features.image_PC[row_B] = (pooled_BC / (1 + len(more))).float().cpu()
                 keys_values = self.multimodal.keys_values(image_BIC)
             enc_BD = self.multimodal(self.text, x_BLD, attend_BL, keys_values, first=first)
             features.enc_PD[row_B] = enc_BD.float().cpu()

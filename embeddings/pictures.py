@@ -8,6 +8,7 @@ K draws of a view.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,10 +21,26 @@ from embeddings.cached_text import CACHE_LIMIT_BYTES
 from embeddings.model import EMBED_BATCH, DashClip, scale_pixels
 
 
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """Parts of other images that are pasted into the images of a batch."""
+
+    row_B: Tensor
+    """Whose image a part comes from."""
+    view_BK: Tensor
+    """The draws of that image's view."""
+    into_B: Tensor
+    """Rows that receive one."""
+    box: tuple[float, float, float, float]
+    """Top, left, bottom, right of the part as shares of the side."""
+
+
 class Pictures(Protocol):
     """The image side of the training data."""
 
-    def tokens(self, model: DashClip, row_B: Tensor, view_BK: Tensor) -> Tensor:
+    def tokens(
+        self, model: DashClip, row_B: Tensor, view_BK: Tensor, patch: Patch | None = None
+    ) -> Tensor:
         """Image tokens (B, I, C) of some products, each seen as its draws say."""
         ...
 
@@ -53,10 +70,25 @@ class PixelPictures:
         if self._ahead is not None:
             self._coming = (row_B, self._ahead.submit(self._copy, row_B))
 
-    def tokens(self, model: DashClip, row_B: Tensor, view_BK: Tensor) -> Tensor:
+    def tokens(
+        self, model: DashClip, row_B: Tensor, view_BK: Tensor, patch: Patch | None = None
+    ) -> Tensor:
         """Image tokens of some products, (B, I, C)."""
+        view_BSS3 = self._seen(row_B, view_BK)
+        if patch is not None:
+            into_B = patch.into_B
+            pasted_NSS3 = self._seen(patch.row_B[into_B], patch.view_BK[into_B])
+            side = view_BSS3.shape[1]
+            top, left, bottom, right = (round(side * edge) for edge in patch.box)
+            place_N = torch.where(into_B)[0].to(self._device)
+            mixed_NSS3 = view_BSS3[place_N]
+            mixed_NSS3[:, top:bottom, left:right] = pasted_NSS3[:, top:bottom, left:right]
+            view_BSS3 = view_BSS3.index_copy(0, place_N, mixed_NSS3)
+        return model.image(view_BSS3)
+
+    def _seen(self, row_B: Tensor, view_BK: Tensor) -> Tensor:
         pixel_BSS3 = scale_pixels(self._bytes(row_B), self._device)
-        return model.image(apply_views(pixel_BSS3, view_BK, self._views, pixels=self.pixels))
+        return apply_views(pixel_BSS3, view_BK, self._views, pixels=self.pixels)
 
     def _bytes(self, row_B: Tensor) -> Tensor:
         if self._coming is not None and torch.equal(self._coming[0], row_B):
@@ -93,8 +125,11 @@ class CachedPictures:
     def expect(self, row_B: Tensor) -> None:
         """Nothing to do: the states are at hand."""
 
-    def tokens(self, model: DashClip, row_B: Tensor, view_BK: Tensor) -> Tensor:
-        """Image tokens of some products, (B, I, C)."""
+    def tokens(
+        self, model: DashClip, row_B: Tensor, view_BK: Tensor, patch: Patch | None = None
+    ) -> Tensor:
+        """Image tokens of some products, (B, I, C); images are kept whole."""
+        assert patch is None
         if self._state_PIC is not None:
             x_BIC = self._state_PIC.index_select(0, row_B).to(model.device)
         else:

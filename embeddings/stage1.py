@@ -21,6 +21,7 @@ from embeddings.images import decode_images
 from embeddings.model import DashClip
 from embeddings.product_groups import product_groups, refuse_one_group
 from embeddings.ranks import Ranks
+from embeddings.read_views import ImageViews
 from embeddings.schedule import generator_at
 from embeddings.stages import Progress, digest_of, finished_stage
 from embeddings.text import product_texts
@@ -52,8 +53,9 @@ class Stage1Config(BaseModel):
     image_heads: int = Field(default=4, ge=1)
     stem_blocks: tuple[int, ...] = ()
     """Residual convolution blocks after each halving of the image, a number a halving."""
-    mirrored: bool = False
-    """Average an image's vector with that of its mirror image: for photos without text."""
+    image_views: ImageViews = "one"
+    """What an image's vector is the mean over when products are embedded: the image; also its
+    mirror image; or both and five crops of each."""
     views: ViewConfig = ViewConfig()
     """How images are varied from step to step."""
     small_share: float = Field(default=0.0, ge=0, le=1)
@@ -86,6 +88,9 @@ class Stage1Config(BaseModel):
     alone: for catalogues of few texts, with "in_batch" and a frozen text encoder."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the targets of ``all_texts`` that is spread evenly."""
+    cutmix: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps in which images have a part of another one pasted in, and are drawn to the
+    texts of both by area; those that enter ITM stay whole."""
     queue: int = Field(default=4096, ge=0)
     """Keys of earlier batches that "momentum" contrasts with."""
     momentum: float = Field(default=0.995, ge=0, lt=1)
@@ -132,8 +137,13 @@ class Stage1Config(BaseModel):
                 "all_texts needs trainable_text_layers=0, so that the texts are encoded once, and "
                 f"objective='in_batch'; got {self.trainable_text_layers} and {self.objective!r}"
             )
-        if self.smoothing and not self.all_texts:
-            raise ValueError(f"smoothing={self.smoothing} is of the targets of all_texts=True")
+        for name in ("smoothing", "cutmix"):
+            if getattr(self, name) and not self.all_texts:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} changes the targets of all_texts=True alone"
+                )
+        if self.cutmix and self.trainable_image_layers is not None:
+            raise ValueError("cutmix needs images in new views; leave out trainable_image_layers")
         if (self.small_px is None) != (self.small_share == 0):
             raise ValueError(
                 f"small_px={self.small_px} and small_share={self.small_share} go together: give "
@@ -235,7 +245,7 @@ def _initial_model(
         fusion_layers=config.fusion_layers,
         trainable_text_layers=config.trainable_text_layers,
         trainable_image_layers=config.trainable_image_layers,
-        mirrored=config.mirrored,
+        image_views=config.image_views,
         embedding_dim=config.embedding_dim,
         text_columns=config.text_columns,
         max_text_tokens=config.max_text_tokens,

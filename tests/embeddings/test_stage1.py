@@ -1,5 +1,6 @@
 """The full trainer of stage 1: objectives, parts, ranks, missing modalities, resumption, alarms."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -13,7 +14,6 @@ import pytest
 import torch
 
 from embeddings import image_text_training
-from embeddings.augment import apply_views
 from embeddings.cached_text import CachedStates
 from embeddings.image_text_step import (
     IMAGE_ONLY,
@@ -25,9 +25,9 @@ from embeddings.image_text_step import (
     by_like_length,
     itm_pairs,
 )
-from embeddings.image_text_training import TrainingData, pooled_texts
+from embeddings.image_text_training import TrainingData, cutmix_box, pooled_texts
 from embeddings.images import ImageTable, decode_images
-from embeddings.model import DashClip, scale_pixels
+from embeddings.model import DashClip
 from embeddings.momentum import momentum_copy
 from embeddings.pictures import PixelPictures
 from embeddings.precision import Precision
@@ -89,9 +89,8 @@ def test_the_average_of_the_weights_can_be_the_model(products, config):
 class DoublePictures(PixelPictures):
     """Images in float64."""
 
-    def tokens(self, model, row_B, view_BK):
-        pixel_BSS3 = scale_pixels(self._bytes(row_B), self._device)
-        return model.image(apply_views(pixel_BSS3, view_BK, self._views).double())
+    def _seen(self, row_B, view_BK):
+        return super()._seen(row_B, view_BK).double()
 
 
 class Step:
@@ -136,6 +135,8 @@ class Step:
             view_GK=torch.rand(12, config.views.draws, generator=generator),
             second_GK=torch.rand(12, config.views.draws, generator=generator),
             hidden_GL=torch.rand(12, 8, generator=generator),
+            mixed_G=torch.zeros(12, dtype=torch.bool),
+            box=(0.0, 0.0, 0.0, 0.0),
         )
 
     def run(self):
@@ -301,8 +302,43 @@ def test_images_can_be_contrasted_with_all_texts(products, stage1_config):
     assert recall_of_colours(model, products) > 0.8
     with pytest.raises(ValueError, match="all_texts needs trainable_text_layers=0"):
         Stage1Config(all_texts=True)
-    with pytest.raises(ValueError, match=r"smoothing=0\.1 is of the targets of all_texts"):
+    with pytest.raises(ValueError, match=r"smoothing=0\.1 changes the targets of all_texts"):
         Stage1Config(smoothing=0.1)
+
+
+def test_cutmix_pastes_a_part_of_the_row_before_and_shares_the_target(products, config):
+    frozen = with_changes(config, trainable_text_layers=0)
+    whole = Step(products, frozen)
+    step, batch = whole.step, whole.batch
+    mixed = dataclasses.replace(
+        batch, mixed_G=torch.arange(12) >= 6, box=cutmix_box(0.25, 1.0, 0.0)
+    )
+    assert mixed.own_share == 0.75
+    seen = []
+    # A hook that returns something would replace what the encoder is given.
+    whole.model.image.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    for each in (batch, mixed):
+        step._embed(whole.model, each, torch.arange(12))
+    plain, pasted = seen
+    assert torch.equal(pasted[:6], plain[:6])
+    # A quarter of the area, bottom left.
+    assert torch.equal(pasted[6:, 8:, :8], plain[5:11, 8:, :8])
+    assert torch.equal(pasted[6:, :8], plain[6:, :8])
+    assert torch.equal(pasted[6:, :, 8:], plain[6:, :, 8:])
+
+
+@pytest.mark.parametrize("part_rows", [None, 5])
+def test_training_with_cutmix_learns(products, stage1_config, part_rows):
+    config = with_changes(
+        stage1_config,
+        trainable_text_layers=0,
+        all_texts=True,
+        cutmix=0.5,
+        itm_rows=4,
+        steps=90,
+        part_rows=part_rows,
+    )
+    assert recall_of_colours(train_stage1(products, config, seed=0), products) > 0.8
 
 
 def test_training_may_begin_with_small_images(products, config, monkeypatch):
@@ -319,19 +355,17 @@ def test_training_may_begin_with_small_images(products, config, monkeypatch):
         Stage1Config(small_px=8)
 
 
-def test_a_mirrored_model_sees_an_image_and_its_mirror_image_alike(products, config):
-    model = train_stage1(products, with_changes(config, mirrored=True), seed=0)
+@pytest.mark.parametrize("views", ["mirror", "crops"])
+def test_vectors_averaged_over_mirrored_views_see_both_alike(products, config, views):
+    model = train_stage1(products, with_changes(config, image_views=views), seed=0)
     images = decode_images(products, config.image_px)
     flipped = ImageTable(
         pixel_PSS3=np.ascontiguousarray(images.pixel_PSS3[:, :, ::-1]), present_P=images.present_P
     )
     first, second = (model.embed_products(products, "image", images=i) for i in (images, flipped))
     assert np.allclose(first, second, atol=2e-3)
-    assert not np.allclose(
-        first,
-        train_stage1(products, config, seed=0).embed_products(products, "image", images=images),
-        atol=2e-3,
-    )
+    one = train_stage1(products, config, seed=0)
+    assert not np.allclose(first, one.embed_products(products, "image", images=images), atol=2e-3)
 
 
 CUT_OFF = [
@@ -450,7 +484,7 @@ def test_a_dead_run_is_stopped(products, config, monkeypatch):
     monkeypatch.setattr(image_text_training, "CHECK_EVERY", 1)
 
     class Dead(PixelPictures):
-        def tokens(self, model, row_B, view_BK):
+        def tokens(self, model, row_B, view_BK, patch=None):
             return torch.zeros_like(super().tokens(model, row_B, view_BK)) + 1.0
 
     monkeypatch.setattr(image_text_training, "PixelPictures", Dead)
