@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from embeddings.cached_text import CachedStates
 from embeddings.gradcache import embed_parts, part_surrogate
+from embeddings.image_text_batches import IMAGE_ONLY, TEXT_ONLY, Batch
 from embeddings.losses import (
     all_texts_loss,
     at_least_float32,
@@ -33,42 +34,8 @@ from embeddings.ranks import Ranks
 
 Objective = Literal["in_batch", "momentum", "sigmoid"]
 
-WHOLE, IMAGE_ONLY, TEXT_ONLY = 0, 1, 2
-"""Kinds of rows: with image and text, or with one of them shown twice."""
-
 LENGTH_WASTE = 1.25
 """Texts of a batch run in several goes where padding would cost more than this."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The rows of a global batch and all that was drawn for them."""
-
-    row_G: Tensor
-    """Rows of the catalogue."""
-    group_G: Tensor
-    kind_G: Tensor
-    view_GK: Tensor
-    """Draws of each image's view."""
-    second_GK: Tensor
-    """Draws of the second view of a product without text."""
-    hidden_GL: Tensor
-    """Tokens hidden in the second sight of a product without image, as uniform draws."""
-
-    mixed_G: Tensor
-    """Rows whose image has a part of the image of the row before it (CutMix)."""
-    box: tuple[float, float, float, float]
-    """That part: top, left, bottom, right as shares of the side."""
-
-    @property
-    def own_share(self) -> float:
-        """Share of a mixed image that is its own."""
-        top, left, bottom, right = self.box
-        return 1 - (bottom - top) * (right - left)
-
-    @property
-    def whole_G(self) -> Tensor:
-        return self.kind_G == WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)

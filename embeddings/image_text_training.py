@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +18,11 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from embeddings import training_state
-from embeddings.augment import draw_views
 from embeddings.cached_text import CachedStates
 from embeddings.collapse import CHECK_EVERY, Alarm
 from embeddings.hardware import hardware_choice
-from embeddings.image_text_step import (
-    IMAGE_ONLY,
-    TEXT_ONLY,
-    WHOLE,
-    Batch,
-    ImageTextStep,
-    Outcome,
-)
-from embeddings.images import ImageTable
+from embeddings.image_text_batches import Batch, BatchDraws, TrainingData
+from embeddings.image_text_step import ImageTextStep, Outcome
 from embeddings.lora import merge_lora_
 from embeddings.losses import sigmoid_bias
 from embeddings.model import EMBED_BATCH, DashClip
@@ -41,7 +32,6 @@ from embeddings.precision import Precision, choose_precision
 from embeddings.queue import KeyQueue
 from embeddings.ranks import Ranks
 from embeddings.schedule import (
-    Batches,
     adamw,
     generator_at,
     learning_rate_factor,
@@ -58,40 +48,6 @@ STATE_SECONDS = 60.0
 """Time from one training state on disk to the next: what a kill costs at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """The products that train: those with an image, and all others that have a text if any has."""
-
-    ids: list[str]
-    texts: list[str]
-    pixel_NSS3: NDArray[np.uint8]
-    group_N: Tensor
-    kind_N: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @classmethod
-    def of(
-        cls, ids: list[str], texts: list[str], images: ImageTable, group_P: NDArray[np.int64]
-    ) -> TrainingData:
-        """Choose the rows: none if no product has both modalities."""
-        has_text_P = np.array([len(text) > 0 for text in texts], bool)
-        row_N = np.flatnonzero(images.present_P | has_text_P)
-        if not bool((images.present_P & has_text_P).any()):
-            row_N = row_N[:0]
-        kind_N = np.full(len(row_N), WHOLE)
-        kind_N[~has_text_P[row_N]] = IMAGE_ONLY
-        kind_N[~images.present_P[row_N]] = TEXT_ONLY
-        return cls(
-            ids=[ids[row] for row in row_N.tolist()],
-            texts=[texts[row] for row in row_N.tolist()],
-            pixel_NSS3=images.pixel_PSS3 if len(row_N) == len(ids) else images.pixel_PSS3[row_N],
-            group_N=torch.from_numpy(group_P[row_N]),
-            kind_N=torch.from_numpy(kind_N),
-        )
-
-
 class ImageTextTraining:
     """One run of stage 1 over a model, which it changes in place."""
 
@@ -99,8 +55,8 @@ class ImageTextTraining:
         self, config: Stage1Config, model: DashClip, data: TrainingData, seed: int, ranks: Ranks
     ) -> None:
         self.config, self.model, self.data, self.seed, self.ranks = config, model, data, seed, ranks
-        self.batches = Batches(len(data), config.batch, seed)
-        ranks.own(self.batches.batch)
+        self.draws = BatchDraws(config, data, seed)
+        ranks.own(self.draws.order.batch)
         self.history: dict[str, list[float]] = {}
         self.arithmetic: dict[str, Any] = {}
         """Threads, precision and why; recorded with the model."""
@@ -127,10 +83,10 @@ class ImageTextTraining:
             self._restore(*found)
         saved = time.monotonic()
         seen, began = 0, saved
-        coming = self._draw()
+        coming = self.draws.draw()
         while self.step < self.config.steps:
             batch, place = coming
-            coming = self._draw()
+            coming = self.draws.draw()
             self.work.pictures.expect(coming[0].row_G[self.ranks.own(len(batch.row_G))])
             metrics = self._advance(batch, place)
             seen += len(batch.row_G)
@@ -159,7 +115,7 @@ class ImageTextTraining:
         frozen = shape.frozen_text_layers == len(model.text.layers)
         bias = None
         if config.objective == "sigmoid":
-            start = torch.tensor(sigmoid_bias(self.batches.batch), device=model.device)
+            start = torch.tensor(sigmoid_bias(self.draws.order.batch), device=model.device)
             bias = nn.Parameter(start)
         if config.lora_rank:
             generator = generator_at(self.seed, "adapters", 0)
@@ -214,45 +170,6 @@ class ImageTextTraining:
         group_V = torch.zeros(int(text_of_N.max()) + 1, dtype=torch.int64)
         group_V[torch.from_numpy(text_of_N)] = self.data.group_N
         return group_V
-
-    def _draw(self) -> tuple[Batch, tuple[int, int]]:
-        """The next batch with a negative in it, and the place in the data it was drawn from."""
-        config, data = self.config, self.data
-        place = (self.batches.epoch, self.batches.position)
-        row_G = self.batches.next()
-        while not bool((data.group_N[row_G] != data.group_N[row_G[0]]).any()):
-            row_G = self.batches.next()
-        after = self.batches.epoch * (self.batches.count // self.batches.batch)
-        index = after + self.batches.position
-        generator = generator_at(self.seed, "batch", index)
-        view_GK = draw_views(len(row_G), config.views, generator)
-        kind_G = data.kind_N[row_G].clone()
-        second_GK, hidden_GL = view_GK, torch.zeros(len(row_G), 0)
-        if config.modality_dropout or bool((kind_G != WHOLE).any()):
-            draw_G = torch.rand(len(row_G), generator=generator)
-            whole_G = kind_G == WHOLE
-            kind_G[whole_G & (draw_G < config.modality_dropout)] = IMAGE_ONLY
-            kind_G[whole_G & (draw_G > 1 - config.modality_dropout)] = TEXT_ONLY
-            second_GK = draw_views(len(row_G), config.views, generator)
-            hidden_GL = torch.rand(len(row_G), config.max_text_tokens, generator=generator)
-        mixed_G, box = torch.zeros(len(row_G), dtype=torch.bool), (0.0, 0.0, 0.0, 0.0)
-        if config.cutmix and bool((kind_G == WHOLE).all()):
-            share, area, top, left = torch.rand(4, generator=generator).tolist()
-            if share < config.cutmix:
-                # Those that enter ITM stay whole.
-                mixed_G[config.itm_rows :] = True
-                box = cutmix_box(area, top, left)
-        batch = Batch(
-            mixed_G=mixed_G,
-            box=box,
-            row_G=row_G,
-            group_G=data.group_N[row_G],
-            kind_G=kind_G,
-            view_GK=view_GK,
-            second_GK=second_GK,
-            hidden_GL=hidden_GL,
-        )
-        return batch, place
 
     def _advance(self, batch: Batch, place: tuple[int, int]) -> dict[str, float]:
         """One step: gradients, update, momentum, metrics."""
@@ -371,7 +288,8 @@ class ImageTextTraining:
         training_state.restore_optimizer_(self.optimizer, tensors)
         self.step, self.history = record["step"], record["history"]
         self.alarm.failed = record["alarm"]
-        self.batches.epoch, self.batches.position = record["place"]
+        order = self.draws.order
+        order.epoch, order.position = record["place"]
 
     def _choose_arithmetic(self, recorded: dict[str, Any] | None) -> None:
         """Threads and precision by the hardware, or as an interrupted run had them: its bits go on
@@ -412,14 +330,6 @@ def centre_text_(model: DashClip, pooled_VT: Tensor) -> None:
     projection = model.itc_text
     assert projection.bias is not None
     projection.bias.copy_(-(projection.weight @ pooled_VT.mean(0).to(model.device)))
-
-
-def cutmix_box(area: float, top: float, left: float) -> tuple[float, float, float, float]:
-    """A square of a share of an image's area, anywhere inside: top, left, bottom, right from 0 to
-    1, for three uniform draws."""
-    side = math.sqrt(area)
-    top, left = top * (1 - side), left * (1 - side)
-    return top, left, top + side, left + side
 
 
 def pair_auc(score_N: Tensor, matched_N: Tensor) -> float:

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from embeddings.augment import ViewConfig
 from embeddings.image_encoder import ImageShape
+from embeddings.image_text_batches import TrainingData
 from embeddings.image_text_step import Objective
-from embeddings.image_text_training import ImageTextTraining, TrainingData
+from embeddings.image_text_training import ImageTextTraining
 from embeddings.images import decode_images
 from embeddings.model import DashClip
 from embeddings.product_groups import product_groups, refuse_one_group

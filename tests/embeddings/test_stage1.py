@@ -15,17 +15,16 @@ import torch
 
 from embeddings import image_text_training
 from embeddings.cached_text import CachedStates
-from embeddings.image_text_step import (
+from embeddings.image_text_batches import (
     IMAGE_ONLY,
     TEXT_ONLY,
     WHOLE,
     Batch,
-    ImageTextStep,
-    between_ends,
-    by_like_length,
-    itm_pairs,
+    TrainingData,
+    cutmix_box,
 )
-from embeddings.image_text_training import TrainingData, cutmix_box, pooled_texts
+from embeddings.image_text_step import ImageTextStep, between_ends, by_like_length, itm_pairs
+from embeddings.image_text_training import pooled_texts
 from embeddings.images import ImageTable, decode_images
 from embeddings.model import DashClip
 from embeddings.momentum import momentum_copy
