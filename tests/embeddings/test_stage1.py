@@ -562,6 +562,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's own tracing warns
 def test_compiled_layers_train_as_they_are_written(products, config):
     plain = train_stage1(products, config, seed=0).history["stage1"]["loss"]
     compiled = train_stage1(products, with_changes(config, compile=True), seed=0)
