@@ -242,17 +242,16 @@ class ImageTextStep:
         """The contrastive loss of the global batch, and the drift of the queue if asked for."""
         group_G, kind_G = batch.group_G.to(image_GE.device), batch.kind_G.to(image_GE.device)
         temperature = self.model.temperature
+        kinds = None if bool(batch.whole_G.all()) else kind_G
         if self.objective == "in_batch":
             if bool(batch.mixed_G.any()):
                 return self._among_all_texts(batch, image_GE), float("nan")
-            kinds = None if bool(batch.whole_G.all()) else kind_G
             loss = itc_loss(image_GE, text_GE, group_G, temperature=temperature, kind_B=kinds)
             if self.group_V is not None:
                 loss = (loss + self._among_all_texts(batch, image_GE)) / 2
             return loss, float("nan")
         if self.objective == "sigmoid":
             assert self.bias is not None
-            kinds = None if bool(batch.whole_G.all()) else kind_G
             loss = sigmoid_loss(
                 image_GE, text_GE, group_G, temperature=temperature, bias=self.bias, kind_B=kinds
             )

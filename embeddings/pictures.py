@@ -63,12 +63,13 @@ class PixelPictures:
         """Side of the views that the encoder is given; that of the images if None."""
         self._ahead = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._coming: tuple[Tensor, Future[Tensor]] | None = None
+        self._coming: list[tuple[Tensor, Future[Tensor]]] = []
+        """The batch at hand and the one after it."""
 
     def expect(self, row_B: Tensor) -> None:
         """Begin to copy some rows to the GPU; nothing to do on a processor."""
         if self._ahead is not None:
-            self._coming = (row_B, self._ahead.submit(self._copy, row_B))
+            self._coming = [*self._coming[-1:], (row_B, self._ahead.submit(self._copy, row_B))]
 
     def tokens(
         self, model: DashClip, row_B: Tensor, view_BK: Tensor, patch: Patch | None = None
@@ -91,9 +92,10 @@ class PixelPictures:
         return apply_views(pixel_BSS3, view_BK, self._views, pixels=self.pixels)
 
     def _bytes(self, row_B: Tensor) -> Tensor:
-        if self._coming is not None and torch.equal(self._coming[0], row_B):
+        found = [copied for rows, copied in self._coming if torch.equal(rows, row_B)]
+        if found:
             assert self._stream is not None
-            bytes_BSS3 = self._coming[1].result()
+            bytes_BSS3 = found[0].result()
             torch.cuda.current_stream().wait_stream(self._stream)
             bytes_BSS3.record_stream(torch.cuda.current_stream())
             return bytes_BSS3
