@@ -9,6 +9,7 @@ Shape letters: B images, S pixels a side, K numbers drawn for an image.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,9 @@ class ViewConfig(BaseModel):
     aspect: float = Field(default=1.0, ge=1, le=4)
     """Width over height of what a view shows changes by at most this factor, either way."""
     rotation_degrees: float = Field(default=0.0, ge=0, le=180)
-    """Largest turn to either side; corners that come into view repeat the edge."""
+    """Largest turn to either side."""
+    outside: Literal["border", "reflection"] = "border"
+    """What a view shows beyond the image's edge: the edge repeated, or the image mirrored."""
     shift: float = Field(default=0.0, ge=0, le=1)
     """How far a view may reach beyond the image, as a share of half its side."""
     horizontal_flip: float = Field(default=0.0, ge=0, le=1)
@@ -123,7 +126,7 @@ def apply_views(
     pixels = pixels or pixel_BSS3.shape[1]
     grid_BSS2 = _grid(_placement(draw_BK, config), pixels)
     view_B3SS = F.grid_sample(
-        image_B3SS, grid_BSS2, mode="bilinear", padding_mode="border", align_corners=False
+        image_B3SS, grid_BSS2, mode="bilinear", padding_mode=config.outside, align_corners=False
     )
     contrast_B = 1 + config.contrast * (2 * draw_BK[:, 3] - 1)
     brightness_B = 2 * config.brightness * (2 * draw_BK[:, 4] - 1)

@@ -32,7 +32,7 @@ from embeddings.pictures import Patch, Pictures
 from embeddings.queue import KeyQueue
 from embeddings.ranks import Ranks
 
-Objective = Literal["in_batch", "momentum", "sigmoid"]
+Objective = Literal["in_batch", "momentum", "sigmoid", "all_texts"]
 
 LENGTH_WASTE = 1.25
 """Texts of a batch run in several goes where padding would cost more than this."""
@@ -73,7 +73,7 @@ class ImageTextStep:
     itm_rows: int
     itm_temperature: float
     group_V: Tensor | None = None
-    """Product group of each different text, if every image is contrasted with all of them."""
+    """Product group of each different text, -1 of none, if images are contrasted with all."""
     smoothing: float = 0.0
     """Of those targets."""
     pooled_VT: Tensor | None = None
@@ -243,12 +243,10 @@ class ImageTextStep:
         group_G, kind_G = batch.group_G.to(image_GE.device), batch.kind_G.to(image_GE.device)
         temperature = self.model.temperature
         kinds = None if bool(batch.whole_G.all()) else kind_G
+        if self.objective == "all_texts":
+            return self._among_all_texts(batch, image_GE), float("nan")
         if self.objective == "in_batch":
-            if bool(batch.mixed_G.any()):
-                return self._among_all_texts(batch, image_GE), float("nan")
             loss = itc_loss(image_GE, text_GE, group_G, temperature=temperature, kind_B=kinds)
-            if self.group_V is not None:
-                loss = (loss + self._among_all_texts(batch, image_GE)) / 2
             return loss, float("nan")
         if self.objective == "sigmoid":
             assert self.bias is not None
@@ -288,7 +286,10 @@ class ImageTextStep:
             mine_V1 = place_V1 % self.ranks.world == self.ranks.rank
             text_VE = torch.where(mine_V1, text_VE, text_VE.detach())
         group_V, group_G = self.group_V.to(device), batch.group_G.to(device)
-        shown_G = (batch.kind_G != TEXT_ONLY).to(device)
+        shown_G = batch.whole_G.to(device)
+        if not bool(shown_G.any()):
+            return image_GE.sum() * 0.0
+        text_VE, group_V = text_VE[group_V >= 0], group_V[group_V >= 0]
         share_G = torch.where(batch.mixed_G.to(device), batch.own_share, 1.0)
         return all_texts_loss(
             image_GE[shown_G],

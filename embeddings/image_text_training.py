@@ -111,6 +111,7 @@ class ImageTextTraining:
             pictures = CachedPictures(model, data.pixel_NSS3)
         else:
             pictures = PixelPictures(data.pixel_NSS3, config.views, model.device)
+            pictures.pixels = config.image_px
         states = CachedStates(model, tokens, shape.fusion_start)
         frozen = shape.frozen_text_layers == len(model.text.layers)
         bias = None
@@ -159,16 +160,18 @@ class ImageTextTraining:
             hidden_share=config.hidden_share,
             itm_rows=config.itm_rows,
             itm_temperature=config.itm_temperature,
-            group_V=self._text_groups(text_of_N) if config.all_texts else None,
+            group_V=self._text_groups(text_of_N) if config.objective == "all_texts" else None,
             smoothing=config.smoothing,
             pooled_VT=pooled_VT,
             part_rows=config.part_rows,
         )
 
     def _text_groups(self, text_of_N: NDArray[np.int64]) -> Tensor:
-        """The product group of each different text; equal texts are one group."""
+        """The product group of each different text, equal texts being one; -1 of no text."""
         group_V = torch.zeros(int(text_of_N.max()) + 1, dtype=torch.int64)
-        group_V[torch.from_numpy(text_of_N)] = self.data.group_N
+        place_N = torch.from_numpy(text_of_N)
+        group_V[place_N] = self.data.group_N
+        group_V[place_N[torch.tensor([not text for text in self.data.texts])]] = -1
         return group_V
 
     def _advance(self, batch: Batch, place: tuple[int, int]) -> dict[str, float]:
@@ -183,7 +186,7 @@ class ImageTextTraining:
         check = step % CHECK_EVERY == 0
         if isinstance(self.work.pictures, PixelPictures):
             small = step < config.small_share * config.steps
-            self.work.pictures.pixels = config.small_px if small else None
+            self.work.pictures.pixels = config.small_px if small else config.image_px
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.work(
             batch,

@@ -60,7 +60,7 @@ class PixelPictures:
     ) -> None:
         self._pixel_PSS3, self._views, self._device = pixel_PSS3, views, device
         self.pixels: int | None = None
-        """Side of the views that the encoder is given; that of the images if None."""
+        """Side of the views that the encoder is given; that of the images kept if None."""
         self._ahead = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._coming: list[tuple[Tensor, Future[Tensor]]] = []

@@ -45,7 +45,10 @@ class Stage1Config(BaseModel):
     max_text_tokens: int = Field(default=48, ge=3)
     max_query_tokens: int = Field(default=24, ge=3)
     image_px: int = Field(default=48, ge=8)
-    """Images are decoded to squares of this side."""
+    """Side of the squares that the image encoder reads."""
+    source_px: int | None = Field(default=None, ge=8)
+    """Side of the squares that images are decoded to for training; views that show a part of one
+    are the sharper the larger it is. None decodes to ``image_px``."""
     patch_px: int = Field(default=8, ge=2)
     """Side of the square that one image token stands for; a power of two. Without image weights."""
     image_width: int = Field(default=128, ge=8)
@@ -83,12 +86,11 @@ class Stage1Config(BaseModel):
     """Embed this many rows at a time and still contrast the whole batch, exactly (GradCache);
     None embeds all at once, which is faster and takes more memory."""
     objective: Objective = "in_batch"
-    """Contrast within the batch; with keys of momentum encoders and a queue; or pair by pair."""
-    all_texts: bool = False
-    """Contrast each image with every different text of the catalogue too, not those of the batch
-    alone: for catalogues of few texts, with "in_batch" and a frozen text encoder."""
+    """Contrast within the batch; with keys of momentum encoders and a queue; pair by pair; or each
+    image with every different text of the catalogue: for many images of few products, with a
+    frozen text encoder."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the targets of ``all_texts`` that is spread evenly."""
+    """Share of the targets of "all_texts" that is spread evenly."""
     cutmix: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps in which images have a part of another one pasted in, and are drawn to the
     texts of both by area; those that enter ITM stay whole."""
@@ -133,16 +135,22 @@ class Stage1Config(BaseModel):
                 f"part_rows={self.part_rows} is more than batch={self.batch}; leave it out to "
                 "embed the whole batch at once"
             )
-        if self.all_texts and (self.trainable_text_layers or self.objective != "in_batch"):
+        if self.objective == "all_texts" and self.trainable_text_layers:
             raise ValueError(
-                "all_texts needs trainable_text_layers=0, so that the texts are encoded once, and "
-                f"objective='in_batch'; got {self.trainable_text_layers} and {self.objective!r}"
+                "objective='all_texts' needs trainable_text_layers=0, so that the texts are "
+                f"encoded once; got {self.trainable_text_layers}"
             )
         for name in ("smoothing", "cutmix"):
-            if getattr(self, name) and not self.all_texts:
+            if getattr(self, name) and self.objective != "all_texts":
                 raise ValueError(
-                    f"{name}={getattr(self, name)} changes the targets of all_texts=True alone"
+                    f"{name}={getattr(self, name)} changes the targets of objective='all_texts' "
+                    "alone"
                 )
+        if self.source_px is not None and self.trainable_image_layers is not None:
+            raise ValueError(
+                f"source_px={self.source_px} needs images in new views; leave out "
+                "trainable_image_layers, or source_px"
+            )
         if self.cutmix and self.trainable_image_layers is not None:
             raise ValueError("cutmix needs images in new views; leave out trainable_image_layers")
         if (self.small_px is None) != (self.small_share == 0):
@@ -196,7 +204,11 @@ def train_stage1(
     text_weights = find_text_weights(config.text_weights, require_pretrained=pretrained)
     image_weights = find_image_weights(config.image_weights, require_pretrained=pretrained)
     images = decode_images(
-        products, config.image_px, image_root=image_root, cache=image_cache, progress=progress
+        products,
+        config.source_px or config.image_px,
+        image_root=image_root,
+        cache=image_cache,
+        progress=progress,
     )
     texts = product_texts(products, config.text_columns)
     group_P = product_groups(products, texts)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from embeddings.augment import (
+    PLAIN_DRAWS,
     ViewConfig,
     apply_views,
     draw_views,
@@ -88,6 +89,22 @@ def test_a_certain_flip_is_the_mirror_image():
     config = ViewConfig(**STILL, horizontal_flip=1.0)
     mirrored = random_views(pixel_BSS3, torch.Generator().manual_seed(0), config)
     torch.testing.assert_close(mirrored, floats(pixel_BSS3).flip(2), atol=1e-5, rtol=0)
+
+
+def test_beyond_the_edge_lies_the_edge_or_the_mirror_image():
+    pixel_BSS3 = images(1, 16)
+    draw_BK = torch.full((1, PLAIN_DRAWS), 0.5)
+    draw_BK[0, 1] = 1.0  # half an image to the right
+    views = {
+        outside: apply_views(pixel_BSS3, draw_BK, ViewConfig(**STILL, shift=1.0, outside=outside))
+        for outside in ("border", "reflection")
+    }
+    image = floats(pixel_BSS3)
+    for view in views.values():
+        torch.testing.assert_close(view[:, :, :8], image[:, :, 8:], atol=1e-5, rtol=0)
+    edge, mirror = image[:, :, 15:].expand(1, 16, 8, 3), image[:, :, 8:].flip(2)
+    torch.testing.assert_close(views["border"][:, :, 8:], edge, atol=1e-5, rtol=0)
+    torch.testing.assert_close(views["reflection"][:, :, 8:], mirror, atol=1e-5, rtol=0)
 
 
 def test_a_quarter_turn_is_rot90():

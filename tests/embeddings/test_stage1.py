@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from embeddings import image_text_training
+from embeddings.augment import ViewConfig
 from embeddings.cached_text import CachedStates
+from embeddings.image_encoder import ImageEncoder
 from embeddings.image_text_batches import (
     IMAGE_ONLY,
     TEXT_ONLY,
@@ -24,8 +26,9 @@ from embeddings.image_text_batches import (
     cutmix_box,
 )
 from embeddings.image_text_step import ImageTextStep, between_ends, by_like_length, itm_pairs
-from embeddings.image_text_training import pooled_texts
+from embeddings.image_text_training import ImageTextTraining, pooled_texts
 from embeddings.images import ImageTable, decode_images
+from embeddings.losses import all_texts_loss
 from embeddings.model import DashClip
 from embeddings.momentum import momentum_copy
 from embeddings.pictures import PixelPictures
@@ -96,12 +99,8 @@ class Step:
     """A step over the toy catalogue in float64, with everything needed to run it twice."""
 
     def __init__(self, products, config, *, objective="in_batch", part_rows=None, kinds=None):
-        texts = product_texts(products, config.text_columns)
-        images = decode_images(products, config.image_px)
-        groups = product_groups(products, texts)
-        data = TrainingData.of(products["product_id"].to_list(), texts, images, groups)
-        weights = find_text_weights(config.text_weights), find_image_weights("random")
-        self.model = _initial_model(config, *weights, 0).double()
+        model, data = _model_and_data(products, config)
+        self.model, texts = model.double(), data.texts
         self.model.use_precision(Precision(dtype=torch.float64, reason="a test"))
         for parameter in self.model.text.parameters():
             parameter.requires_grad_(requires_grad=False)
@@ -295,13 +294,13 @@ def test_kept_texts_are_what_the_text_encoder_says(products, config):
 
 def test_images_can_be_contrasted_with_all_texts(products, stage1_config):
     config = with_changes(
-        stage1_config, trainable_text_layers=0, all_texts=True, smoothing=0.1, steps=90
+        stage1_config, trainable_text_layers=0, objective="all_texts", smoothing=0.1, steps=90
     )
     model = train_stage1(products, config, seed=0)
     assert recall_of_colours(model, products) > 0.8
-    with pytest.raises(ValueError, match="all_texts needs trainable_text_layers=0"):
-        Stage1Config(all_texts=True)
-    with pytest.raises(ValueError, match=r"smoothing=0\.1 changes the targets of all_texts"):
+    with pytest.raises(ValueError, match="'all_texts' needs trainable_text_layers=0"):
+        Stage1Config(objective="all_texts")
+    with pytest.raises(ValueError, match=r"smoothing=0\.1 changes the targets of objective"):
         Stage1Config(smoothing=0.1)
 
 
@@ -331,7 +330,7 @@ def test_training_with_cutmix_learns(products, stage1_config, part_rows):
     config = with_changes(
         stage1_config,
         trainable_text_layers=0,
-        all_texts=True,
+        objective="all_texts",
         cutmix=0.5,
         itm_rows=4,
         steps=90,
@@ -349,9 +348,63 @@ def test_training_may_begin_with_small_images(products, config, monkeypatch):
         lambda self, *given: sides.append(self.pixels) or original(self, *given),
     )
     train_stage1(products, with_changes(config, small_px=8, small_share=0.5, steps=6), seed=0)
-    assert sides == [8, 8, 8, None, None, None]
+    assert sides == [8, 8, 8, 16, 16, 16]
     with pytest.raises(ValueError, match=r"small_px=8 and small_share=0\.0 go together"):
         Stage1Config(small_px=8)
+
+
+def test_images_may_be_kept_larger_than_the_encoder_reads_them(products, config):
+    finer = with_changes(config, source_px=32, views=ViewConfig(min_scale=0.5), steps=3)
+    sizes = set()
+    original = ImageEncoder.embed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ImageEncoder,
+            "embed",
+            lambda self, pixels: sizes.add(pixels.shape[1]) or original(self, pixels),
+        )
+        kept = train_stage1(products, finer, seed=0).history["stage1"]["loss"]
+    assert sizes == {config.image_px}
+    # The same views of coarser images are other pixels.
+    coarse = with_changes(finer, source_px=None)
+    assert train_stage1(products, coarse, seed=0).history["stage1"]["loss"] != kept
+    with pytest.raises(ValueError, match="source_px=32 needs images in new views"):
+        Stage1Config(source_px=32, trainable_image_layers=0)
+
+
+def test_products_without_a_text_are_left_out_of_the_contrast_with_all_texts(products, config):
+    """Theirs would be the empty text, which says nothing of any of them."""
+    silent = pl.when(pl.int_range(pl.len()) % 3 == 0).then(None).otherwise(pl.col("title"))
+    some = products.with_columns(title=silent)
+    frozen = with_changes(config, trainable_text_layers=0, objective="all_texts", smoothing=0.1)
+    training = ImageTextTraining(frozen, *_model_and_data(some, frozen), 0, Ranks())
+    training._choose_arithmetic(None)
+    training._prepare()
+    work, (batch, _) = training.work, training.draws.draw()
+    assert not bool(batch.whole_G.all()) and bool(batch.whole_G.any())
+    assert (work.group_V == -1).sum() == 1
+    real_V, whole_G = work.group_V >= 0, batch.whole_G
+    image_GE = torch.randn(len(whole_G), training.model.dim)
+    expected = all_texts_loss(
+        image_GE[whole_G],
+        training.model.itc_text(work.pooled_VT)[real_V],
+        batch.group_G[whole_G],
+        work.group_V[real_V],
+        temperature=training.model.temperature,
+        smoothing=0.1,
+    )
+    assert work._among_all_texts(batch, image_GE).item() == pytest.approx(expected.item(), rel=1e-6)
+    alone = dataclasses.replace(batch, kind_G=torch.full_like(batch.kind_G, IMAGE_ONLY))
+    assert work._among_all_texts(alone, image_GE).item() == 0
+
+
+def _model_and_data(products, config):
+    texts = product_texts(products, config.text_columns)
+    images = decode_images(products, config.image_px)
+    groups = product_groups(products, texts)
+    data = TrainingData.of(products["product_id"].to_list(), texts, images, groups)
+    weights = find_text_weights(config.text_weights), find_image_weights("random")
+    return _initial_model(config, *weights, 0), data
 
 
 @pytest.mark.parametrize("views", ["mirror", "crops"])
@@ -524,7 +577,7 @@ RANKED = """
     "changes",
     [
         {"objective": "momentum", "modality_dropout": 0.2},
-        {"objective": "in_batch", "part_rows": 3, "trainable_text_layers": 0, "all_texts": True},
+        {"objective": "all_texts", "part_rows": 3, "trainable_text_layers": 0},
     ],
 )
 def test_two_ranks_under_torchrun_train_as_one_does(products, config, tmp_path, changes):
