@@ -13,6 +13,7 @@ from tyro.extras import SubcommandApp
 from experiments.bench_stages import BENCH_STAGES, BenchStage
 from experiments.cli_bundle import BUNDLE_COMMANDS
 from experiments.cli_data import data_app
+from experiments.cli_label import label_app
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.terminal import (
     JsonFile,
@@ -336,6 +337,7 @@ def reproduce(
 for verb, command in BUNDLE_COMMANDS.items():
     app.command(name=verb)(command)
 app.command(data_app, name="data", help="Make, check, describe, import or simulate a dataset.")
+app.command(label_app, name="label", help="Label pairs, audit who labelled, choose what to label.")
 
 
 def main() -> None:
