@@ -51,6 +51,9 @@ class Examples:
     """1 where clicked, else 0; None where the table has no labels (scoring)."""
     purchased_N: NDArray[np.float32] | None = None
     """1 where bought, else 0; None where unknown."""
+    position_N: NDArray[np.int32] | None = None
+    """Slot on the page, from 1, 0 where unknown; None where the table has none (scoring). Never a
+    feature: a model may learn from it how much of the clicks is the slot's."""
 
     def __post_init__(self) -> None:
         shapes = {

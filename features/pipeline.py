@@ -147,6 +147,7 @@ class FeaturePipeline:
             time_us_N=time_us_N,
             label_N=_flag(frame, "clicked"),
             purchased_N=_flag(frame, "purchased"),
+            position_N=_position(frame),
         )
 
     def save_(self, folder: str | Path) -> None:
@@ -325,6 +326,12 @@ def _flag(frame: pl.DataFrame, column: str) -> NDArray[np.float32] | None:
     if column not in frame.columns:
         return None
     return frame[column].fill_null(0).cast(pl.Float32).to_numpy()
+
+
+def _position(frame: pl.DataFrame) -> NDArray[np.int32] | None:
+    if "position" not in frame.columns:
+        return None
+    return frame["position"].fill_null(0).cast(pl.Int32).to_numpy()
 
 
 def _stack(columns: list[NDArray[Any]], rows: int, dtype: type) -> NDArray[Any]:

@@ -59,6 +59,8 @@ def small_log() -> SmallLog:
         request_N=np.arange(rows) // 4,
         time_us_N=np.arange(rows) * 1_000_000,
         label_N=clicked_N.astype(np.float32),
+        purchased_N=(clicked_N & (np.arange(rows) % 3 == 0)).astype(np.float32),
+        position_N=(1 + np.arange(rows) % 4).astype(np.int32),
     )
     vectors = Vectors(
         product_PD=product_PD,

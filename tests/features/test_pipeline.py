@@ -47,6 +47,8 @@ def test_catalogue_rows_are_those_of_the_tables(dataset, fitted):
     assert [fitted.product_ids_[row] for row in examples.product_N] == test["product_id"].to_list()
     assert [fitted.query_ids_[row] for row in examples.query_N] == test["query_id"].to_list()
     assert examples.label_N is not None and examples.label_N.sum() == test["clicked"].sum()
+    assert examples.position_N is not None
+    assert examples.position_N.tolist() == test["position"].to_list()
 
 
 def test_joined_columns_equal_a_join_by_hand(dataset, fitted):
@@ -160,6 +162,7 @@ def test_scoring_rows_need_no_label_and_no_request(dataset, fitted):
     raw = dataset.table("impressions").drop("clicked", "position", "request_id")
     examples = fitted.transform(raw)
     assert examples.label_N is None and examples.purchased_N is None
+    assert examples.position_N is None
     assert examples.request_N.tolist() == list(range(120))
 
 
