@@ -294,6 +294,10 @@ class ClickNetwork(nn.Module):
         """Return the logits in float32 whatever the layers before computed in, shape (B,)."""
         return self.logit(hidden_BW.float()).squeeze(1)
 
+    def loss(self, hidden_BW: Tensor, label_B: Tensor) -> Tensor:
+        """Return the mean log loss in nats of labels in {0, 1}, given what ``hidden`` returned."""
+        return functional.binary_cross_entropy_with_logits(self.logit_of(hidden_BW), label_B)
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the logits, shape (B,), of what ``hidden`` takes."""
         return self.logit_of(self.hidden(*inputs))

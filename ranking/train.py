@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ranking.contract import Progress
 from ranking.inputs import ExampleTensors, slices
@@ -177,7 +176,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         hidden_BW = network.hidden(*inputs)
-    loss = functional.binary_cross_entropy_with_logits(network.logit_of(hidden_BW), label_B)
+    loss = network.loss(hidden_BW, label_B)
     loss.backward()
     optimizer.step()
     return loss.detach()
