@@ -85,11 +85,9 @@ def test_parts_of_a_log_add_up_to_the_same_table(parts):
     bucket_N, clicked_N = rng.integers(0, 20, 500), rng.random(500) < 0.3
     whole = count_by_bucket(key_N, bucket_N, {"clicks": clicked_N})
     part_N = rng.integers(0, parts, 500)
-    part = [part_N == p for p in range(parts)]
     pieces = [
-        count_by_bucket(
-            key_N[part_N == p], bucket_N[part_N == p], {"clicks": clicked_N[part_N == p]}
-        )
+        count_by_bucket(key_N[p_N], bucket_N[p_N], {"clicks": clicked_N[p_N]})
+        for p_N in (part_N == p for p in range(parts))
     ]
     assert merge_counts(pieces[::-1]).equals(whole)
 
