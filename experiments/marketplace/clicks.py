@@ -1,4 +1,4 @@
-"""How shoppers click and buy: examination of the slot times attraction of the product.
+"""What shoppers would do with a product, were it looked at; ``examination`` says if it is.
 
 Attraction is the logistic of relevance, hidden quality, hidden fit to the query, hidden taste,
 price and whim. Spreads and rates are ``WorldParameters``.
@@ -19,7 +19,7 @@ from experiments.marketplace.parameters import WorldParameters
 from experiments.marketplace.state import WorldState
 
 # Salts keep the hidden numbers of one pair of rows independent of each other.
-FIT_SALT, WHIM_SALT, INCUMBENT_SALT = 11, 12, 13
+FIT_SALT, WHIM_SALT, INCUMBENT_SALT, EAGERNESS_SALT = 11, 12, 13, 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,11 @@ def respond(
     common_RS = product_logit(state, query_R, product, class_RS)
     common_RS = common_RS + parameters.taste_sd * taste_RS - parameters.price_sd * price_RS
     whim_RS = hash_normal(user_R[:, None], product, state.seed, WHIM_SALT)
-    attraction_RS = expit(common_RS + parameters.whim_sd * whim_RS)
+    click_RS = common_RS + parameters.whim_sd * whim_RS
+    if parameters.eagerness_sd > 0:
+        eager_R = hash_normal(user_R, np.zeros_like(user_R), state.seed, EAGERNESS_SALT)
+        click_RS = click_RS + parameters.eagerness_sd * eager_R[:, None]
+    attraction_RS = expit(click_RS)
     centre, intercept = purchase_line(parameters)
     purchase_RS = expit(intercept + parameters.purchase_effect * (common_RS - centre))
     return Responses(
@@ -78,11 +82,6 @@ def product_logit(
         + state.parameters.quality_sd * state.quality_P[product_RS]
         + state.parameters.fit_sd * fit_RS
     )
-
-
-def examination(parameters: WorldParameters, slots: int) -> NDArray[np.float64]:
-    """Return the probability that each of the first ``slots`` slots is looked at, shape (S,)."""
-    return np.array(parameters.examination[:slots])
 
 
 def class_intercepts(parameters: WorldParameters) -> NDArray[np.float64]:
@@ -135,6 +134,8 @@ def _logit_sd(parameters: WorldParameters, *, whim: bool) -> float:
     """Standard deviation of the click log-odds within one class."""
     p = parameters
     spreads = [p.quality_sd, p.fit_sd, p.taste_sd, p.price_sd, p.whim_sd if whim else 0.0]
+    if whim and p.eagerness_sd > 0:
+        spreads.append(p.eagerness_sd)
     return float(np.linalg.norm(spreads))
 
 

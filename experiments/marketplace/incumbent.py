@@ -12,10 +12,10 @@ from scipy.special import expit
 from experiments.marketplace.clicks import (
     INCUMBENT_SALT,
     class_intercepts,
-    examination,
     hash_normal,
     product_logit,
 )
+from experiments.marketplace.examination import examination
 from experiments.marketplace.state import WorldState
 
 # Auctions imagined per query for the expected examination.

@@ -15,7 +15,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from experiments.marketplace.auction import run_auction
-from experiments.marketplace.clicks import examination, respond
+from experiments.marketplace.clicks import respond
+from experiments.marketplace.examination import click_probability, draw_clicks
 from experiments.marketplace.incumbent import expected_examination, incumbent_score
 from experiments.marketplace.market import HISTORY_DAYS
 from experiments.marketplace.requests import BLOCK, DAY_US, Requests, draw_queries
@@ -80,6 +81,7 @@ def _serve(
         requests.bid_micros_RK,
         slots=parameters.slots,
         reserve_micros=parameters.reserve_micros,
+        squashing=parameters.squashing,
     )
     explored_R = rng.random(len(requests)) < parameters.exploration
     shuffled_RS, _ = run_auction(
@@ -96,8 +98,12 @@ def _serve(
     )
     product_RS = np.where(shown_RS >= 0, product_RS, -1)
     response = respond(state, requests.user_R, requests.query_R, product_RS, class_RS)
-    p_click_RS = response.attraction_RS * examination(parameters, parameters.slots)
-    clicked_RS = rng.random(p_click_RS.shape) < p_click_RS
+    p_click_RS = click_probability(parameters, response.attraction_RS)
+    cascade = parameters.examination_model == "cascade"
+    look_draw_RS = rng.random(p_click_RS.shape) if cascade else None
+    clicked_RS = draw_clicks(
+        parameters, response.attraction_RS, rng.random(p_click_RS.shape), look_draw_RS
+    )
     purchased_RS = clicked_RS & (rng.random(p_click_RS.shape) < response.purchase_RS)
     row_N, slot_N = np.nonzero(product_RS >= 0)
     query_N, product_N = requests.query_R[row_N], product_RS[row_N, slot_N]

@@ -6,7 +6,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Pricing = Literal["gsp", "first_price", "vcg"]
+ExaminationModel = Literal["position", "cascade"]
 
 # Click rates by rank, clara2. Divided by the first they are the examination curve.
 CLARA2_CTR_BY_RANK = (0.151, 0.062, 0.031, 0.017, 0.013, 0.007, 0.005, 0.004)
@@ -87,6 +92,14 @@ class WorldParameters(BaseModel):
     reserve_micros: int = Field(default=50_000, ge=0)
     """Lowest bid that takes part and lowest price of a click. Stated choice: a tenth of the
     median."""
+    pricing: Pricing = "gsp"
+    """What a click costs: the lowest bid that keeps the slot (generalized second price), the own
+    bid, or the harm to the others (Vickrey-Clarke-Groves)."""
+    squashing: float = Field(default=1.0, ge=0, le=2)
+    """Candidates are ranked by bid times pCTR to this power: 1 is the usual rule, 0 the highest
+    bid. Source: Lahaie and Pennock 2007."""
+    currency: str = Field(default="USD", pattern="^[A-Z]{3}$")
+    """Of bids, prices and budgets, ISO 4217; two arms in different currencies are refused."""
     incumbent_correlation: float = Field(default=0.5, ge=0, le=1)
     """Correlation of the incumbent's quality score with the true log-odds (without the shopper).
     Stated choice: a useful, far from perfect click model that uses no vectors."""
@@ -116,6 +129,13 @@ class WorldParameters(BaseModel):
     """Probability that a shopper looks at each slot. Source: clara2's click rates by rank, divided
     by the first. It credits to position what the engine's own order earned, so it errs towards
     too much position bias."""
+    examination_model: ExaminationModel = "position"
+    """Whether a slot is looked at by its place alone, or by what was seen above it (cascade)."""
+    continue_after_skip: float = Field(default=0.85, gt=0, le=1)
+    """Cascade alone: probability to look at the next slot after one that was not clicked. Stated
+    choice: at clara2's click rates it gives slot 4 about half of slot 1's looks."""
+    continue_after_click: float = Field(default=0.4, gt=0, le=1)
+    """Cascade alone: the same after a click. Stated choice: most clicks end the search."""
     click_rate_by_class: tuple[float, float, float] = (0.031, 0.093, 0.162)
     """Mean click probability of an examined advertisement of class 0, 1, 2. Source: clara2 at
     rank 3 or better, grades 2 and 3 pooled, 4, and 5."""
@@ -137,6 +157,10 @@ class WorldParameters(BaseModel):
     sensitivity. Stated choice."""
     whim_sd: float = Field(default=0.4, ge=0)
     """Log-odds spread per user and product that nothing else explains. Stated choice."""
+    eagerness_sd: float = Field(default=0.0, ge=0)
+    """Log-odds spread between users who click on everything and users who click on nothing. 0 by
+    default, since no open search log identifies it; the self-test sets it, for a user's past then
+    tells of his future (CUPED)."""
 
     # --- purchases ---
     purchase_rate: float = Field(default=0.12, gt=0, lt=1)
@@ -161,6 +185,16 @@ class WorldParameters(BaseModel):
             )
         if not all(0 < e <= 1 for e in self.examination):
             raise ValueError(f"examination={self.examination} must lie in (0, 1]")
+        if self.pricing == "vcg" and self.examination_model == "cascade":
+            raise ValueError(
+                "pricing='vcg' with examination_model='cascade': the harm to others is computed "
+                "for looks that depend on the slot alone; take gsp or first_price"
+            )
+        if self.pricing == "vcg" and list(self.examination) != sorted(self.examination)[::-1]:
+            raise ValueError(
+                f"pricing='vcg' with examination={self.examination}: the price is the harm to "
+                "those below, so no slot may be looked at more than the one above it"
+            )
         if not all(0 < c < 1 for c in self.click_rate_by_class):
             raise ValueError(f"click_rate_by_class={self.click_rate_by_class} must lie in (0, 1)")
         if min(self.pool_shares) < 0 or abs(sum(self.pool_shares) - 1) > 1e-9:

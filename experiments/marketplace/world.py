@@ -12,9 +12,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 from experiments.marketplace import grocery
 from experiments.marketplace.auction import run_auction
 from experiments.marketplace.catalogue import make_catalogue, product_table
-from experiments.marketplace.clicks import examination, respond
+from experiments.marketplace.clicks import respond
 from experiments.marketplace.drawing import draw_catalogue
+from experiments.marketplace.examination import click_probability, draw_clicks
 from experiments.marketplace.judgements import judge, relevance_table
 from experiments.marketplace.labelled import labelled_state
 from experiments.marketplace.log import Log, write_log
@@ -49,6 +51,13 @@ TRUTH = "truth"
 VALIDATION_FROM = 0.70
 """Share of the requests before validation; the test starts where late products appear."""
 
+RULES = (
+    *("slots", "reserve_micros", "pricing", "squashing", "candidates", "bid_jitter_sd"),
+    *("examination", "examination_model", "continue_after_skip", "continue_after_click"),
+    *("purchase_rate", "purchase_effect", "habit_share"),
+)
+"""Parameters that act when requests are drawn and served, and so may differ after the log."""
+
 Progress = Callable[[str], None]
 
 
@@ -68,6 +77,16 @@ class Outcome:
     """What a click is worth to its advertiser: the bid, which is truthful in this world."""
     relevance_RS: NDArray[np.int8]
     """True class of what is shown, -1 where a slot stays empty."""
+    attraction_RS: NDArray[np.float64]
+    """True probability of a click, given a look; 0 where a slot stays empty."""
+    parameters: WorldParameters
+    """Of the world that it happened in."""
+
+    def draw_clicks(
+        self, click_draw_RS: NDArray[np.float64], look_draw_RS: NDArray[np.float64]
+    ) -> NDArray[np.bool_]:
+        """Return which slots are clicked with these uniform draws, shape (R, S)."""
+        return draw_clicks(self.parameters, self.attraction_RS, click_draw_RS, look_draw_RS)
 
 
 class World:
@@ -89,6 +108,28 @@ class World:
     def parameters(self) -> WorldParameters:
         """The parameters the world was made with."""
         return self.state.parameters
+
+    @property
+    def currency(self) -> str:
+        """Of bids and prices, ISO 4217."""
+        return self.state.parameters.currency
+
+    def with_parameters(self, **changed: Any) -> World:
+        """Return this world under other rules: its auction, its shoppers' looks and clicks.
+
+        Products, shoppers and pools stay as they are, so what shaped those has no effect here.
+
+        Raises:
+            ValueError: If a parameter is unknown, out of range, or shaped the catalogue or the log.
+        """
+        fixed = sorted(set(changed) - set(RULES))
+        if fixed:
+            raise ValueError(
+                f"{', '.join(fixed)} cannot change after a world is made; these can: "
+                f"{', '.join(RULES)}"
+            )
+        parameters = WorldParameters.model_validate({**self.parameters.model_dump(), **changed})
+        return World(replace(self.state, parameters=parameters))
 
     def draw_requests(self, n: int, seed: int, *, days: int = 14) -> Requests:
         """Draw requests of the days after the log.
@@ -167,7 +208,7 @@ class World:
         return self._respond(requests, requests.candidate_RK, requests.class_RK).purchase_RS
 
     def run(self, requests: Requests, pctr_RK: NDArray[np.float64]) -> Outcome:
-        """Rank by ``pctr_RK`` times bid and tell what shoppers would truly do.
+        """Hold the auctions with ``pctr_RK`` and tell what shoppers would truly do.
 
         Args:
             requests: The requests.
@@ -182,6 +223,9 @@ class World:
             requests.bid_micros_RK,
             slots=parameters.slots,
             reserve_micros=parameters.reserve_micros,
+            pricing=parameters.pricing,
+            squashing=parameters.squashing,
+            examination=parameters.examination,
         )
         column_RS = np.maximum(shown_RS, 0)
         filled_RS = shown_RS >= 0
@@ -189,14 +233,15 @@ class World:
         class_RS = np.take_along_axis(requests.class_RK, column_RS, axis=1)
         value_RS = np.take_along_axis(requests.bid_micros_RK, column_RS, axis=1)
         response = self._respond(requests, np.where(filled_RS, product_RS, -1), class_RS)
-        p_click_RS = response.attraction_RS * examination(parameters, parameters.slots)
         return Outcome(
             shown_RS=shown_RS,
             price_micros_RS=price_RS,
-            p_click_RS=p_click_RS,
+            p_click_RS=click_probability(parameters, response.attraction_RS),
             p_purchase_RS=response.purchase_RS,
             value_micros_RS=np.where(filled_RS, value_RS, 0),
             relevance_RS=np.where(filled_RS, class_RS, -1).astype(np.int8),
+            attraction_RS=response.attraction_RS,
+            parameters=parameters,
         )
 
     def _respond(self, requests: Requests, product_RS: NDArray, class_RS: NDArray):
