@@ -12,6 +12,7 @@ from tyro.extras import SubcommandApp
 
 from experiments.bench_stages import BENCH_STAGES, BenchStage
 from experiments.cli_bundle import BUNDLE_COMMANDS
+from experiments.cli_compare import COMPARE_COMMANDS
 from experiments.cli_data import data_app
 from experiments.cli_label import label_app
 from experiments.config import AbConfig, EmbedConfig, RunConfig
@@ -19,7 +20,6 @@ from experiments.terminal import (
     JsonFile,
     nested,
     new_progress,
-    print_comparison,
     print_evaluation,
     print_figures,
     print_measures,
@@ -151,25 +151,6 @@ def evaluate(run_folder: tyro.conf.Positional[Path], json: JsonFile = None) -> N
         ),
     )
     write_figures(json, {f"{n}.{k}": v for n, values in results.items() for k, v in values.items()})
-
-
-@app.command(name="compare")
-def compare(config: Settings, json: JsonFile = None) -> None:
-    """Train a set of variants on the same rows and compare each with `production`.
-
-    Keep the placebos random_vectors and shuffled_vectors in the set: a vector that does not beat
-    them is worth no more than one more id.
-
-    Args:
-        config: Settings of the run.
-        json: Also write the figures there, flat.
-    """
-    from experiments import commands
-
-    comparison = commands.compare(config, new_progress())
-    print_comparison(comparison)
-    say(f"report: {config.out / 'report.html'}")
-    write_figures(json, comparison.to_metrics())
 
 
 @app.command(name="simulate")
@@ -334,7 +315,7 @@ def reproduce(
     write_figures(json, metrics)
 
 
-for verb, command in BUNDLE_COMMANDS.items():
+for verb, command in {**BUNDLE_COMMANDS, **COMPARE_COMMANDS}.items():
     app.command(name=verb)(command)
 app.command(data_app, name="data", help="Make, check, describe, import or simulate a dataset.")
 app.command(label_app, name="label", help="Label pairs, audit who labelled, choose what to label.")

@@ -25,6 +25,7 @@ VERBS = (
         "bench",
         "doctor",
         "reproduce",
+        "agreement",
     ),
 )
 DATA_VERBS = ("make", "check", "describe", "simulate", "import")
