@@ -352,13 +352,9 @@ class DashClip(nn.Module):
         tokens: TokenTable,
         images: ImageTable | None,
     ) -> None:
-        first, last = self.architecture.fusion_start, len(self.text.layers)
         id_BL, attend_BL = (part.to(self.device) for part in tokens.padded(row_B))
         with self.precision.autocast(self.device):
-            x_BLD = self.text.run(self.text.embed(id_BL), attend_BL, first=0, last=first)
-            state_BLD = self.text.run(x_BLD, attend_BL, first=first, last=last)
-            features.text_PT[row_B] = self.text.pool(state_BLD, attend_BL).float().cpu()
-            keys_values = None
+            image_BIC = None
             if images is not None and bool(features.has_image_P[row_B[0]]):
                 pixel_BSS3 = scale_pixels(images.pixel_PSS3[row_B.numpy()], self.device)
                 image_BIC = self.image(pixel_BSS3)
@@ -367,9 +363,27 @@ class DashClip(nn.Module):
                 for view_BSS3 in more:
                     pooled_BC = pooled_BC + self.image.pool(self.image(view_BSS3).float())
                 features.image_PC[row_B] = (pooled_BC / (1 + len(more))).float().cpu()
-                keys_values = self.multimodal.keys_values(image_BIC)
-            enc_BD = self.multimodal(self.text, x_BLD, attend_BL, keys_values, first=first)
+            enc_BD, text_BT = self.read_texts(id_BL, attend_BL, image_BIC)
+            features.text_PT[row_B] = text_BT.float().cpu()
             features.enc_PD[row_B] = enc_BD.float().cpu()
+
+    def read_texts(
+        self, id_BL: Tensor, attend_BL: Tensor, image_BIC: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Read products at [ENC], (B, D), and their texts by themselves, (B, T).
+
+        Args:
+            id_BL: Token ids.
+            attend_BL: True for real tokens.
+            image_BIC: Tokens of the image encoder, or None for products without an image.
+        """
+        first, last = self.architecture.fusion_start, len(self.text.layers)
+        x_BLD = self.text.run(self.text.embed(id_BL), attend_BL, first=0, last=first)
+        state_BLD = self.text.run(x_BLD, attend_BL, first=first, last=last)
+        text_BT = self.text.pool(state_BLD, attend_BL)
+        keys_values = None if image_BIC is None else self.multimodal.keys_values(image_BIC)
+        enc_BD = self.multimodal(self.text, x_BLD, attend_BL, keys_values, first=first)
+        return enc_BD, text_BT
 
     def with_alignment(self, query_layers: int, projection_width: int) -> DashClip:
         """Return a copy with the parts of stage 2, the query encoder starting as the text encoder.

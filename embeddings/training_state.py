@@ -66,6 +66,23 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return load(content), record
 
 
+def read_state_of(
+    folder: Path, identity: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read the state in ``folder`` if the very same run wrote it, None if there is none.
+
+    Raises:
+        ValueError: If another run wrote it, or a file was damaged.
+    """
+    found = read_state(folder)
+    if found is not None and found[1]["identity"] != identity:
+        raise ValueError(
+            f"{folder} holds the state of another run, cut off at step {found[1]['step']}; "
+            "remove it to train anew, or repeat the command it was begun with"
+        )
+    return found
+
+
 def trained_names(module: nn.Module) -> list[str]:
     """What training changes in a module: parameters with gradient, and buffers."""
     frozen = {name for name, p in module.named_parameters() if not p.requires_grad}

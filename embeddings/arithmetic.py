@@ -1,0 +1,37 @@
+"""The threads and the precision that a training run settles on, and keeps when it goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from embeddings.hardware import hardware_choice
+from embeddings.model import DashClip
+from embeddings.precision import Precision, choose_precision
+
+
+def settle_arithmetic_(model: DashClip, recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """Set threads and precision by the hardware, or as an interrupted run had them: its bits go
+    on only if sums are rounded as they were.
+
+    Args:
+        model: Computes in the precision chosen from here on.
+        recorded: What this function returned to the interrupted run; None chooses anew.
+
+    Returns:
+        A record that JSON holds: threads, dtype, reason, hardware.
+    """
+    if recorded is None:
+        hardware = hardware_choice()
+        precision = choose_precision(model.text, model.device, hardware=hardware)
+        recorded = {
+            "threads": hardware.threads,
+            "dtype": str(precision.dtype).removeprefix("torch."),
+            "reason": precision.reason,
+            "hardware": hardware.model_dump(mode="json"),
+        }
+    torch.set_num_threads(recorded["threads"])
+    dtype = getattr(torch, recorded["dtype"])
+    model.use_precision(Precision(dtype=dtype, reason=recorded["reason"]))
+    return recorded
