@@ -73,8 +73,8 @@ class Audit(BaseModel):
     not_labelled: int
     """Pairs with a human label that the annotator did not label."""
     metrics: dict[str, float]
-    """``kappa_quadratic``, ``kappa_linear``, ``accuracy``, ``precision_K``, ``recall_K``; where there
-    are probabilities, ``auc_2v0``, ``auc_2v1``, ``auc_1v0`` of the expected label, ``ece`` of the
+    """``kappa_quadratic``, ``kappa_linear``, ``accuracy``, ``precision_K``, ``recall_K``; with
+    probabilities also ``auc_2v0``, ``auc_2v1``, ``auc_1v0`` of the expected label, ``ece`` of the
     label given, ``ece_classes`` over all classes, ``log_loss``; ``rmse`` where both sides have a
     rating. What the pairs do not support is left out."""
     intervals: dict[str, tuple[float, float]]
