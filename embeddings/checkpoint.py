@@ -34,9 +34,21 @@ def fingerprint(tensors: Mapping[str, Tensor], *texts: str) -> str:
 
 
 def write_(
-    folder: Path, tensors: Mapping[str, Tensor], tokenizer: str, record: Mapping[str, Any]
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    tokenizer: str,
+    record: Mapping[str, Any],
+    *,
+    layout: str = FORMAT,
 ) -> Path:
     """Write a model folder: first beside its place, then renamed, so it is whole or absent.
+
+    Args:
+        folder: Made if it is not there; a model in it is replaced.
+        tensors: By name.
+        tokenizer: Content of tokenizer.json.
+        record: What JSON holds.
+        layout: Names what the record means; a reader of another layout refuses the folder.
 
     Raises:
         ValueError: If ``folder`` exists and holds something other than a model.
@@ -49,7 +61,7 @@ def write_(
         save_file({name: t.contiguous() for name, t in tensors.items()}, unfinished / WEIGHTS)
         (unfinished / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         sha256 = {name: _sha256(unfinished / name) for name in (WEIGHTS, TOKENIZER)}
-        content = {"format": FORMAT, "sha256": sha256, **record}
+        content = {"format": layout, "sha256": sha256, **record}
         (unfinished / RECORD).write_text(json.dumps(content, indent=1), encoding="utf-8")
         publish_(unfinished, folder)
     finally:
@@ -57,7 +69,7 @@ def write_(
     return folder
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path, layout: str = FORMAT) -> dict[str, Any] | None:
     """The record of the model in ``folder``, or None if there is no model."""
     path = folder / RECORD
     if not path.is_file():
@@ -66,18 +78,18 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {record.get('format')!r}; this reader knows {FORMAT}")
+    if record.get("format") != layout:
+        raise ValueError(f"{path} has format {record.get('format')!r}; this reader knows {layout}")
     return record
 
 
-def read(folder: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+def read(folder: Path, layout: str = FORMAT) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """Read tensors, tokenizer and record, refusing a file whose SHA-256 is not the recorded one.
 
     Raises:
         ValueError: If there is no model, or a file was damaged.
     """
-    record = read_record(folder)
+    record = read_record(folder, layout)
     if record is None:
         raise ValueError(f"{folder} has no {RECORD}, so it holds no model")
     content: dict[str, bytes] = {}
