@@ -35,8 +35,9 @@ from ranking.contract import InputSignature
 from ranking.feeds import FeatureSplit, graph_feed
 from ranking.lowering import write_network_
 from ranking.model import ClickNetwork
+from ranking.network import build_network
 from ranking.predictor import open_session
-from ranking.tower import TowerConfig, build_network
+from ranking.tower import TowerConfig
 
 CANDIDATES = (100, 500)
 DIM, HISTORY = 128, 20

@@ -83,6 +83,8 @@ class InputSignature:
     vectors_fingerprint: str | None
     """None where the model uses no vectors."""
     vectors_dim: int | None
+    history_length: int = 0
+    """Products that a history holds at most, L; 0 where that was not written down."""
 
     @classmethod
     def of(cls, examples: Examples, vectors: Vectors | None) -> InputSignature:
@@ -93,6 +95,7 @@ class InputSignature:
             dense_names=tuple(examples.dense_names),
             vectors_fingerprint=None if vectors is None else vectors.fingerprint,
             vectors_dim=None if vectors is None else vectors.dim,
+            history_length=examples.history_NL.shape[1],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +112,8 @@ class InputSignature:
         """Refuse inputs that are not of this signature.
 
         Raises:
-            ValueError: If feature names, their order, vocabulary sizes or the vectors differ.
+            ValueError: If feature names, their order, vocabulary sizes, the length of histories or
+                the vectors differ.
         """
         _same_names("sparse features", self.sparse_names, tuple(examples.sparse_names))
         _same_names("dense columns", self.dense_names, tuple(examples.dense_names))
@@ -121,6 +125,13 @@ class InputSignature:
                     f"vocabulary of {name!r} has {given} rows, but the model was fitted with "
                     f"{own}; were these examples made by another FeaturePipeline?"
                 )
+        length = examples.history_NL.shape[1]
+        if self.history_length and length != self.history_length:
+            raise ValueError(
+                f"history_NL holds {length} products a row, but the model was fitted with at most "
+                f"{self.history_length}; pad shorter histories with -1 and cut longer ones. Was "
+                "history.max_length changed since?"
+            )
         self.check_vectors(vectors)
 
     def check_vectors(self, vectors: Vectors | None) -> None:

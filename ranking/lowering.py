@@ -29,8 +29,10 @@ from ranking.calibration import Calibrator, Isotonic, Platt
 from ranking.contract import InputSignature
 from ranking.feeds import FeatureSplit
 from ranking.graph import Graph, Part, Parts, as_float, side_by_side, width_of
-from ranking.model import ClickNetwork, CrossNetwork, FusedTables, VectorFeatures
+from ranking.layers import CrossNetwork
+from ranking.model import ClickNetwork, FusedTables
 from ranking.quantise import ByteTable
+from ranking.vector_features import VectorFeatures
 
 _SMALLEST_NORM = 1e-12
 """As ``torch.nn.functional.normalize``: a zero vector stays zero."""

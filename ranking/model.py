@@ -5,10 +5,10 @@ production tower is DCN-v2 over sparse and dense features; without the embedding
 network is the baseline.
 
 Shape letters: B batch, F sparse features, C dense columns, D size of the given vectors,
-E width of the id embeddings, K width of the projected vectors, W any layer width.
+E width of the id embeddings, W any layer width.
 
 Source: Gurjar et al. 2025, arXiv:2504.07110, Figure 3; Wang et al. 2021 (DCN-v2),
-arXiv:2008.13535, equations 1 (full) and 2 (low rank).
+arXiv:2008.13535.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ranking.attention import HistoryAttention
+from ranking.entire_space import PurchaseTower, entire_space_loss
+from ranking.frequency_gate import FrequencyGate
+from ranking.layers import CrossNetwork, mlp_of
+from ranking.position import PositionTower
+from ranking.vector_features import VectorFeatures
 
 # Rows of an id table start at this deviation: small enough that an id seen once says little.
 _TABLE_DEVIATION = 0.01
@@ -94,30 +101,18 @@ class FusedTables(nn.Module):
         return torch.cat([by_name[name] for name in self.names], dim=1)
 
 
-class CrossNetwork(nn.Module):
-    """DCN-v2 crosses: ``x <- x0 * (W x + b) + x``, with ``W`` full or of low rank.
+class TableGroup(nn.Module):
+    """Several ``FusedTables`` whose rate is set together."""
 
-    Args:
-        width: Size of the input and output.
-        layers: Number of crosses; 0 returns the input.
-        rank: Rank of each ``W``; None for a full matrix.
-    """
-
-    def __init__(self, width: int, layers: int, rank: int | None) -> None:
+    def __init__(self, *tables: FusedTables) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(width, width)
-            if rank is None
-            else nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
-            for _ in range(layers)
-        )
+        self.tables = tables
+        self.members = nn.ModuleList(tables)
 
-    def forward(self, start_BW: Tensor) -> Tensor:
-        """Return the crossed features, shape (B, W)."""
-        x_BW = start_BW
-        for layer in self.layers:
-            x_BW = start_BW * layer(x_BW) + x_BW
-        return x_BW
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Change the rate at which the backward pass updates all of them."""
+        for tables in self.tables:
+            tables.set_learning_rate(learning_rate)
 
 
 class ProductionTower(nn.Module):
@@ -126,8 +121,13 @@ class ProductionTower(nn.Module):
     Args:
         tables: What turns sparse ids into (B, F * E); None where there are no sparse features.
         sparse_width: F * E.
-        dense_width: C, plus whatever else is concatenated (``single_tower``).
+        dense_width: C, plus whatever else is concatenated (``single_tower``, attention).
     """
+
+    gate: FrequencyGate | None
+    """Mixes the embedding of one feature with the product's vector."""
+    gated: int
+    """Which feature that is, counted from 0."""
 
     def __init__(
         self,
@@ -145,87 +145,40 @@ class ProductionTower(nn.Module):
         width = sparse_width + dense_width
         self.cross = CrossNetwork(width, cross_layers, cross_rank)
         self.mlp = mlp_of(width, mlp, dropout)
+        self.gate, self.gated = None, 0
+        self.in_width = width
         self.out_width = width + (mlp[-1] if mlp else width)
+
+    def inputs(
+        self, sparse_BF: Tensor, dense_BC: Tensor, product_BD: Tensor | None = None
+    ) -> Tensor:
+        """Return what the crosses and the MLP read, shape (B, in_width)."""
+        if self.tables is None:
+            return dense_BC
+        embedded_BW = self.tables(sparse_BF)
+        if self.gate is not None:
+            assert product_BD is not None
+            width = len(self.gate.bias_E)
+            own = slice(self.gated * width, (self.gated + 1) * width)
+            mixed_BE = self.gate(sparse_BF[:, self.gated], embedded_BW[:, own], product_BD)
+            parts = [embedded_BW[:, : own.start], mixed_BE.float(), embedded_BW[:, own.stop :]]
+            embedded_BW = torch.cat(parts, dim=1)
+        return torch.cat([embedded_BW, dense_BC], dim=1)
+
+    def towers(self, x_BW: Tensor) -> Tensor:
+        """Return the crosses and the MLP of ``inputs``, shape (B, out_width)."""
+        return torch.cat([self.cross(x_BW), self.mlp(x_BW)], dim=1)
 
     def forward(self, sparse_BF: Tensor, dense_BC: Tensor) -> Tensor:
         """Return the tower's features, shape (B, out_width)."""
-        parts = [dense_BC] if self.tables is None else [self.tables(sparse_BF), dense_BC]
-        x_BW = torch.cat(parts, dim=1)
-        return torch.cat([self.cross(x_BW), self.mlp(x_BW)], dim=1)
-
-
-class VectorFeatures(nn.Module):
-    """Product, query and history vectors made into features: projected, normalised, crossed.
-
-    The cosines are taken between the vectors as given, so what the encoder knew about relevance
-    arrives undiluted, and scaled by their own training statistics. One projection serves all
-    three vectors, because they live in one space; products of its outputs are a learned cosine.
-
-    Args:
-        vector_dim: D.
-        projected: K.
-        derived: Whether cosines, the history and its products are among the features.
-        presence: Whether the masks of missing vectors are.
-        dropout: Of the projected features, which could otherwise name a product like an id.
-    """
-
-    cosine_mean_2: Tensor
-    cosine_deviation_2: Tensor
-
-    def __init__(
-        self, vector_dim: int, *, projected: int, derived: bool, presence: bool, dropout: float
-    ) -> None:
-        super().__init__()
-        self.derived = derived
-        self.presence = presence
-        self.project = nn.Linear(vector_dim, projected, bias=False)
-        self.dropout = nn.Dropout(dropout)
-        self.register_buffer("cosine_mean_2", torch.zeros(2))
-        self.register_buffer("cosine_deviation_2", torch.ones(2))
-        self.crossed_width, self.plain_width = vector_widths(
-            projected, derived=derived, presence=presence
-        )
-
-    def set_cosine_statistics(self, mean_2: Tensor, deviation_2: Tensor) -> None:
-        """Fix the scale of the cosines, from training rows that have both vectors."""
-        self.cosine_mean_2.copy_(mean_2)
-        self.cosine_deviation_2.copy_(deviation_2)
-
-    def cosines(
-        self, product_BD: Tensor, query_BD: Tensor, history_BD: Tensor, present_B3: Tensor
-    ) -> Tensor:
-        """Return scaled cos(p, q) and cos(p, h), 0 (the mean) where absent, shape (B, 2)."""
-        cosine_B2 = torch.stack(
-            [_cosine(product_BD, query_BD), _cosine(product_BD, history_BD)], dim=1
-        )
-        scaled_B2 = (cosine_B2 - self.cosine_mean_2) / self.cosine_deviation_2
-        return scaled_B2 * present_B3[:, :1] * present_B3[:, 1:]
-
-    def forward(
-        self, product_BD: Tensor, query_BD: Tensor, history_BD: Tensor, present_B3: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the crossed features, (B, crossed_width), and the plain ones, (B, plain_width)."""
-        product_BK = _unit_variance(self.project(product_BD))
-        query_BK = _unit_variance(self.project(query_BD))
-        crossed = [product_BK, query_BK, product_BK * query_BK]
-        plain = []
-        if self.derived:
-            history_BK = _unit_variance(self.project(history_BD))
-            crossed += [history_BK, product_BK * history_BK]
-            plain.append(self.cosines(product_BD, query_BD, history_BD, present_B3))
-        if self.presence:
-            plain.append(present_B3)
-        plain_BW = torch.cat(plain, dim=1) if plain else product_BD[:, :0]
-        return self.dropout(torch.cat(crossed, dim=1)), plain_BW
-
-
-def vector_widths(projected: int, *, derived: bool, presence: bool) -> tuple[int, int]:
-    """Return the widths of the crossed and the plain features of ``VectorFeatures``."""
-    return (5 if derived else 3) * projected, (2 if derived else 0) + (3 if presence else 0)
+        return self.towers(self.inputs(sparse_BF, dense_BC))
 
 
 class ClickNetwork(nn.Module):
     """Both towers and the head: the logit of a click.
+
+    The integers that it reads are the ids of the tables' features, then the candidate and its
+    history where there is attention, then the position where there is a tower for it.
 
     Args:
         production: The production tower.
@@ -234,7 +187,13 @@ class ClickNetwork(nn.Module):
             ``dense_width`` must count them) instead of a tower of their own.
         tower_mlp: Layer widths of the embedding tower.
         head: Layer widths of the head.
+        purchase_mlp: Layer widths of the tower of purchases; None where clicks alone are learned.
     """
+
+    attention: HistoryAttention | None
+    """The history as the candidate sees it, beside the dense columns (whose width counts it)."""
+    position: PositionTower | None
+    """What the slot adds to the logit while training."""
 
     def __init__(
         self,
@@ -245,21 +204,29 @@ class ClickNetwork(nn.Module):
         tower_mlp: Sequence[int],
         head: Sequence[int],
         dropout: float,
+        purchase_mlp: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.production = production
         self.vectors = vectors
         self.single_tower = single_tower
+        self.attention = None
+        self.position = None
         width = production.out_width
+        beside = 0
         self.tower = None
         if vectors is not None and not single_tower:
-            self.tower = mlp_of(vectors.crossed_width + vectors.plain_width, tower_mlp, dropout)
+            beside = vectors.crossed_width + vectors.plain_width
+            self.tower = mlp_of(beside, tower_mlp, dropout)
             # The plain features also go straight to the head, past the tower's bottleneck.
             width += tower_mlp[-1] + vectors.plain_width
         self.head = mlp_of(width, head, dropout)
         # The last layer also sees the towers' features as they are, so that what is plainly
         # additive (a good product, a close match) is learned at once and not through the head.
         self.logit = nn.Linear(width + (head[-1] if head else 0), 1)
+        self.purchase = None
+        if purchase_mlp is not None:
+            self.purchase = PurchaseTower(production.in_width + beside, purchase_mlp, dropout)
 
     def set_base_rate(self, rate: float) -> None:
         """Start from predicting the click rate, so no step is spent on finding it."""
@@ -269,54 +236,64 @@ class ClickNetwork(nn.Module):
 
     def hidden(
         self,
-        sparse_BF: Tensor,
+        integer_BF: Tensor,
         dense_BC: Tensor,
         product_BD: Tensor | None = None,
         query_BD: Tensor | None = None,
         history_BD: Tensor | None = None,
         present_B3: Tensor | None = None,
     ) -> Tensor:
-        """Return what the last layer sees, shape (B, W)."""
-        if self.vectors is None:
-            joint_BW = self.production(sparse_BF, dense_BC)
-        else:
+        """Return what ``logit_of`` takes, shape (B, W): what the last layer sees, then a number of
+        the position and one of purchases where there are such towers."""
+        own = []
+        if self.position is not None:
+            own.append(self.position(integer_BF[:, -1]))
+            integer_BF = integer_BF[:, :-1]
+        if self.attention is not None:
+            features = integer_BF.shape[1] - self.attention.columns
+            seen_BW = self.attention(integer_BF[:, features:])
+            dense_BC = torch.cat([dense_BC, seen_BW], dim=1)
+            integer_BF = integer_BF[:, :features]
+        beside: list[Tensor] = []
+        plain_BW = None
+        if self.vectors is not None:
             crossed_BW, plain_BW = self.vectors(product_BD, query_BD, history_BD, present_B3)
+            beside = [crossed_BW, plain_BW]
             if self.tower is None:
-                dense_BC = torch.cat([dense_BC, crossed_BW, plain_BW], dim=1)
-                joint_BW = self.production(sparse_BF, dense_BC)
-            else:
-                tower_BW = self.tower(torch.cat([crossed_BW, plain_BW], dim=1))
-                production_BW = self.production(sparse_BF, dense_BC)
-                joint_BW = torch.cat([production_BW, tower_BW, plain_BW], dim=1)
-        return torch.cat([joint_BW, self.head(joint_BW)], dim=1) if len(self.head) else joint_BW
+                dense_BC = torch.cat([dense_BC, *beside], dim=1)
+                beside = []
+        x_BW = self.production.inputs(integer_BF, dense_BC, product_BD)
+        joint_BW = self.production.towers(x_BW)
+        if self.tower is not None:
+            assert plain_BW is not None
+            tower_BW = self.tower(torch.cat(beside, dim=1))
+            joint_BW = torch.cat([joint_BW, tower_BW, plain_BW], dim=1)
+        parts = [joint_BW, self.head(joint_BW)] if len(self.head) else [joint_BW]
+        if self.purchase is not None:
+            own.append(self.purchase(torch.cat([x_BW, *beside], dim=1)))
+        return torch.cat([*parts, *own], dim=1) if own or len(parts) > 1 else joint_BW
 
     def logit_of(self, hidden_BW: Tensor) -> Tensor:
         """Return the logits in float32 whatever the layers before computed in, shape (B,)."""
-        return self.logit(hidden_BW.float()).squeeze(1)
+        width = self.logit.in_features
+        logit_B = self.logit(hidden_BW[:, :width].float()).squeeze(1)
+        return logit_B if self.position is None else logit_B + hidden_BW[:, width].float()
+
+    def buy_logit_of(self, hidden_BW: Tensor) -> Tensor:
+        """Return the logits of P(buy | click) of what ``hidden`` returned, shape (B,)."""
+        assert self.purchase is not None, "only a network with purchases knows of them"
+        return hidden_BW[:, -1].float()
 
     def loss(self, hidden_BW: Tensor, label_B: Tensor) -> Tensor:
-        """Return the mean log loss in nats of labels in {0, 1}, given what ``hidden`` returned."""
-        return functional.binary_cross_entropy_with_logits(self.logit_of(hidden_BW), label_B)
+        """Return the mean log loss in nats of labels in {0, 1}, given what ``hidden`` returned.
+
+        A network with purchases takes ``outcomes`` in {0, 1, 2} instead.
+        """
+        logit_B = self.logit_of(hidden_BW)
+        if self.purchase is not None:
+            return entire_space_loss(logit_B, self.buy_logit_of(hidden_BW), label_B)
+        return functional.binary_cross_entropy_with_logits(logit_B, label_B)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the logits, shape (B,), of what ``hidden`` takes."""
         return self.logit_of(self.hidden(*inputs))
-
-
-def mlp_of(width: int, layers: Sequence[int], dropout: float) -> nn.Sequential:
-    """Return Linear, ReLU, Dropout for every width in ``layers``; nothing for none."""
-    modules: list[nn.Module] = []
-    for out in layers:
-        modules += [nn.Linear(width, out), nn.ReLU(), nn.Dropout(dropout)]
-        width = out
-    return nn.Sequential(*modules)
-
-
-def _cosine(a_BD: Tensor, b_BD: Tensor) -> Tensor:
-    """Cosine of each pair of rows, 0 where either is zero, shape (B,)."""
-    return (functional.normalize(a_BD.float()) * functional.normalize(b_BD.float())).sum(1)
-
-
-def _unit_variance(x_BK: Tensor) -> Tensor:
-    """Rows of root mean square 1 (or zero), shape (B, K)."""
-    return functional.normalize(x_BK.float()) * x_BK.shape[1] ** 0.5

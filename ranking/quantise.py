@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ranking.metrics import auc, calibration_ratio
 from ranking.model import FusedTables
-from ranking.tower import TowerRanker, build_network
+from ranking.network import build_network
+from ranking.tower import TowerRanker
 
 MAX_AUC_LOSS = 0.0005
 """int8 is refused if the AUC falls by more; a tenth of what a good feature gains."""
@@ -95,10 +96,12 @@ def with_rounded_tables(model: TowerRanker) -> TowerRanker:
         raise ValueError("int8 tables were asked for, but the model has no sparse features")
     rounded = TowerRanker(model.config)
     rounded.signature_, rounded.checks_ = model.signature_, model.checks_
-    rounded.precision_ = model.precision_
+    rounded.precision_, rounded.codebook_ = model.precision_, model.codebook_
+    rounded.history_rows_ = model.history_rows_
     with torch.random.fork_rng(devices=[]):
-        network, tables = build_network(model.config, model.signature_)
+        network, _ = build_network(model.config, model.signature_, model.history_rows_)
     network.load_state_dict(model.network_.state_dict())
+    tables = network.production.tables
     assert isinstance(tables, FusedTables)
     with torch.no_grad():
         for weight_VE in tables.weights():

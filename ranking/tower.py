@@ -6,71 +6,42 @@ Shape letters: N rows, D size of the given vectors.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from features.embedding_join import Vectors, derived_features, gather_vectors
 from features.examples import Examples
+from ranking.attention import history_columns, history_rows
 from ranking.checkpoint import published_folder, read_verified, write_manifest
 from ranking.contract import InputSignature, Progress, check_examples, check_fit_inputs
-from ranking.inputs import ExampleTensors, FrozenVectors
-from ranking.model import (
-    ClickNetwork,
-    FusedTables,
-    ProductionTower,
-    VectorFeatures,
-    vector_widths,
-)
-from ranking.train import Check, TrainConfig, predict_network, train_network, use_bf16
+from ranking.entire_space import log_p_click_and_buy, outcomes
+from ranking.inputs import ExampleTensors, FrozenVectors, slices
+from ranking.model import ClickNetwork
+from ranking.network import build_network
+from ranking.position import POSITION_COLUMN, position_column
+from ranking.semantic_ids import ResidualCodebook, with_semantic_ids
+from ranking.tower_config import TowerConfig
+from ranking.train import SCORING_BATCH, Check, predict_network, train_network, use_bf16
 
 # Enough rows for a mean and a deviation to three digits, few enough to cost nothing.
 _STATISTICS_ROWS = 65_536
 
 
-class TowerConfig(TrainConfig):
-    """The shape of the click network, and how it is fitted.
-
-    ``use_vectors=False`` is the baseline: the production tower with the same head, alone.
-    """
-
-    embedding_dim: int = Field(default=16, ge=4, multiple_of=4)
-    """Width of every id embedding; fbgemm wants multiples of four."""
-    cross_layers: int = Field(default=2, ge=0)
-    """DCN-v2 crosses of the production tower."""
-    cross_rank: int | None = Field(default=32, ge=1)
-    """Rank of each cross; None for full matrices."""
-    production_mlp: tuple[int, ...] = (128, 64)
-    """Widths of the production tower's MLP, beside the crosses."""
-    head: tuple[int, ...] = (64,)
-    """Widths of the layers over both towers."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Of all hidden layers."""
-    use_vectors: bool = True
-    """Whether there is an embedding tower at all."""
-    single_tower: bool = False
-    """Whether vectors are concatenated into the production tower instead."""
-    derived: bool = True
-    """Whether cos(product, query), the history and cos(product, history) are features."""
-    presence: bool = True
-    """Whether the masks of missing vectors are features."""
-    projected_dim: int = Field(default=32, ge=1)
-    """Width that vectors are projected to."""
-    tower_mlp: tuple[int, ...] = Field(default=(64, 32), min_length=1)
-    """Widths of the embedding tower's MLP."""
-    vector_dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Of the projected vectors, which could otherwise serve as one more product id."""
-
-
 class TowerRanker:
-    """DCN-v2 with an embedding tower beside it (``ClickModel``; the paper's Figure 3)."""
+    """DCN-v2 with an embedding tower beside it (``ClickModel``; the paper's Figure 3).
+
+    ``TowerConfig`` adds attention over the history, semantic ids, a gate by frequency, a tower
+    for the position, and purchases.
+    """
 
     name = "tower"
     network_: ClickNetwork
@@ -79,6 +50,10 @@ class TowerRanker:
     """One record a validation check of the training, in order."""
     precision_: Literal["bfloat16", "float32"]
     """What the hidden layers computed in while training; scores are always float32."""
+    codebook_: ResidualCodebook | None
+    """What turns vectors into semantic ids, where there are any."""
+    history_rows_: int | None
+    """Catalogue rows that attention by ids has embeddings of; None where there is none."""
 
     def __init__(self, config: TowerConfig | None = None) -> None:
         self.config = config or TowerConfig()
@@ -86,7 +61,7 @@ class TowerRanker:
     @property
     def uses_vectors(self) -> bool:
         """Whether ``fit`` needs vectors."""
-        return self.config.use_vectors
+        return self.config.needs_vectors
 
     def fit(
         self,
@@ -100,32 +75,33 @@ class TowerRanker:
         """Learn from ``train`` until the log loss on ``validation`` stops falling.
 
         Raises:
-            ValueError: As ``ClickModel.fit``.
+            ValueError: As ``ClickModel.fit``; or if a part of the network is asked for and what
+                it learns from (purchases, positions, the gated feature) is not there.
         """
-        vectors = self._needed(vectors)
+        config, vectors = self.config, self._needed(vectors)
         signature = check_fit_inputs(train, validation, vectors)
         assert train.label_N is not None and validation.label_N is not None
+        outcome_N = outcomes(train) if config.entire_space else train.label_N
+        self._fit_integers(train, vectors, signature, seed)
         frozen = None if vectors is None else FrozenVectors(vectors)
         # Initial weights and dropout draw from torch's global generator; the caller's is kept.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network, tables = build_network(self.config, signature)
-            network.set_base_rate(float(train.label_N.mean()))
-            if vectors is not None and network.vectors is not None:
-                network.vectors.set_cosine_statistics(*_cosine_statistics(train, vectors))
+            network, tables = build_network(config, signature, self.history_rows_)
+            self._initialise_(network, signature, train, vectors)
             checks = train_network(
                 network,
                 tables,
-                ExampleTensors(train, frozen),
-                np.asarray(train.label_N, np.float32),
-                ExampleTensors(validation, frozen),
+                ExampleTensors(self._with_integers(train, vectors), frozen),
+                np.asarray(outcome_N, np.float32),
+                ExampleTensors(self._with_integers(validation, vectors), frozen),
                 np.asarray(validation.label_N, np.float32),
-                self.config,
+                config,
                 seed=seed,
                 progress=progress,
             )
         self.network_, self.signature_, self.checks_ = network.eval(), signature, checks
-        self.precision_ = "bfloat16" if use_bf16(self.config.bf16) else "float32"
+        self.precision_ = "bfloat16" if use_bf16(config.bf16) else "float32"
         return self
 
     def predict_proba(self, examples: Examples, vectors: Vectors | None) -> NDArray[np.float64]:
@@ -134,11 +110,28 @@ class TowerRanker:
         Raises:
             ValueError: As ``ClickModel.predict_proba``.
         """
-        vectors = self._needed(vectors)
-        self.signature_.check(examples, vectors)
-        check_examples(examples, vectors)
-        frozen = None if vectors is None else FrozenVectors(vectors)
-        return predict_network(self.network_, ExampleTensors(examples, frozen))
+        return predict_network(self.network_, self._inputs(examples, vectors))
+
+    def predict_purchase(self, examples: Examples, vectors: Vectors | None) -> NDArray[np.float64]:
+        """Return P(click) and P(click and buy) of every row, shape (N, 2).
+
+        Raises:
+            ValueError: As ``ClickModel.predict_proba``, or if purchases were not learned.
+        """
+        if not self.config.entire_space:
+            raise ValueError(
+                "predict_purchase of a model that learned clicks alone; fit it with "
+                "entire_space=True"
+            )
+        inputs = self._inputs(examples, vectors)
+        p_N2 = np.empty((len(inputs), 2), np.float64)
+        with torch.no_grad():
+            for rows in slices(len(inputs), SCORING_BATCH):
+                hidden_BW = self.network_.hidden(*inputs.batch(rows))
+                click_B = self.network_.logit_of(hidden_BW)
+                both_B = log_p_click_and_buy(click_B, self.network_.buy_logit_of(hidden_BW))
+                p_N2[rows] = torch.stack([torch.sigmoid(click_B), both_B.exp()], dim=1).numpy()
+        return p_N2
 
     def save_(self, folder: Path) -> None:
         """Write config, weights and their sums to a new folder."""
@@ -148,11 +141,15 @@ class TowerRanker:
             "signature": self.signature_.to_json(),
             "checks": [asdict(check) for check in self.checks_],
             "precision": self.precision_,
+            "history_rows": self.history_rows_,
         }
         state = {k: v.detach().contiguous() for k, v in self.network_.state_dict().items()}
         with published_folder(Path(folder)) as temporary:
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             (temporary / "weights.safetensors").write_bytes(save_tensors(state))
+            if self.codebook_ is not None:
+                arrays = {"centroid": self.codebook_.centroid_LKD}
+                (temporary / "semantic_ids.safetensors").write_bytes(save_arrays(arrays))
             write_manifest(temporary)
 
     @classmethod
@@ -167,71 +164,116 @@ class TowerRanker:
         model.signature_ = InputSignature.from_json(fields["signature"])
         model.checks_ = [Check(**check) for check in fields["checks"]]
         model.precision_ = fields["precision"]
+        model.history_rows_ = fields.get("history_rows")
+        model.codebook_ = None
+        if model.config.semantic_levels:
+            arrays = load_arrays(read_verified(Path(folder), "semantic_ids.safetensors"))
+            model.codebook_ = ResidualCodebook(centroid_LKD=arrays["centroid"])
         # The weights drawn here are overwritten at once; the caller's generator is left alone.
         with torch.random.fork_rng(devices=[]):
-            network, _ = build_network(model.config, model.signature_)
+            network, _ = build_network(model.config, model.signature_, model.history_rows_)
         network.load_state_dict(load_tensors(read_verified(Path(folder), "weights.safetensors")))
         model.network_ = network.eval()
         return model
 
     def _needed(self, vectors: Vectors | None) -> Vectors | None:
-        if not self.config.use_vectors:
+        if not self.config.needs_vectors:
             return None
         if vectors is None:
             raise ValueError(
-                "vectors=None, but use_vectors=True; pass Vectors or set use_vectors=False "
-                "for the baseline without an embedding tower"
+                f"vectors=None, but {self._why_vectors()}; pass Vectors or set use_vectors=False "
+                "(and no semantic ids, gate or attention by vectors) for the baseline"
             )
         return vectors
 
+    def _why_vectors(self) -> str:
+        reasons = {
+            "use_vectors=True": self.config.use_vectors,
+            "attention='vectors'": self.config.attention == "vectors",
+            f"semantic_levels={self.config.semantic_levels}": self.config.semantic_levels > 0,
+            f"frequency_gate={self.config.frequency_gate!r}": bool(self.config.frequency_gate),
+        }
+        return " and ".join(reason for reason, given in reasons.items() if given)
 
-def build_network(
-    config: TowerConfig, signature: InputSignature
-) -> tuple[ClickNetwork, FusedTables | None]:
-    """Return an unfitted network for these features and vectors, and its id tables.
+    def _inputs(self, examples: Examples, vectors: Vectors | None) -> ExampleTensors:
+        """What the network reads of rows to score, checked against what it was fitted with."""
+        vectors = self._needed(vectors)
+        self.signature_.check(examples, vectors)
+        check_examples(examples, vectors)
+        if vectors is not None and self.network_.attention is not None:
+            self.network_.attention.set_vectors(vectors)
+        frozen = None if vectors is None else FrozenVectors(vectors)
+        return ExampleTensors(self._with_integers(examples, vectors), frozen)
 
-    Weights are drawn from torch's global generator.
-    """
-    tables = None
-    if signature.sparse_names:
-        tables = FusedTables(
-            signature.sparse_names,
-            signature.vocabulary_sizes,
-            config.embedding_dim,
-            learning_rate=config.sparse_lr,
+    def _fit_integers(
+        self, train: Examples, vectors: Vectors | None, signature: InputSignature, seed: int
+    ) -> None:
+        """Learn what ``_with_integers`` needs, and refuse parts that have nothing to learn from."""
+        config = self.config
+        if config.position_slots and (train.position_N is None or not train.position_N.any()):
+            raise ValueError(
+                f"position_slots={config.position_slots}, but the training examples carry no "
+                "positions; is the column 'position' missing?"
+            )
+        if config.frequency_gate not in (None, *signature.sparse_names):
+            raise ValueError(
+                f"frequency_gate={config.frequency_gate!r} is no sparse feature; there are "
+                f"{', '.join(signature.sparse_names) or 'none'}"
+            )
+        self.history_rows_ = history_rows(train) if config.attention == "ids" else None
+        self.codebook_ = None
+        if config.semantic_levels:
+            assert vectors is not None
+            self.codebook_ = ResidualCodebook.fit(
+                vectors, levels=config.semantic_levels, codes=config.semantic_codes, seed=seed
+            )
+
+    def _with_integers(self, examples: Examples, vectors: Vectors | None) -> Examples:
+        """The examples with all integers that the network reads among their sparse features."""
+        if self.codebook_ is not None:
+            assert vectors is not None
+            examples = with_semantic_ids(examples, vectors, self.codebook_)
+        names, columns = [], []
+        if self.config.attention != "none":
+            history_names, row_NL = history_columns(examples, self.history_rows_)
+            names += history_names
+            columns.append(row_NL)
+        if slots := self.config.position_slots:
+            names.append(POSITION_COLUMN)
+            columns.append(position_column(examples.position_N, len(examples), slots))
+        if not columns:
+            return examples
+        integer_NK = np.concatenate(columns, axis=1)
+        return replace(
+            examples,
+            sparse_names=(*examples.sparse_names, *names),
+            sparse_NF=np.concatenate([examples.sparse_NF, integer_NK], axis=1),
+            vocabulary_sizes=(*examples.vocabulary_sizes, *([0] * len(names))),
         )
-    # The production tower is drawn before the embedding tower, so that with one seed it starts
-    # from the same weights whether or not there are vectors.
-    beside = config.use_vectors and config.single_tower
-    widths = vector_widths(config.projected_dim, derived=config.derived, presence=config.presence)
-    production = ProductionTower(
-        tables,
-        sparse_width=len(signature.sparse_names) * config.embedding_dim,
-        dense_width=len(signature.dense_names) + (sum(widths) if beside else 0),
-        cross_layers=config.cross_layers,
-        cross_rank=config.cross_rank,
-        mlp=config.production_mlp,
-        dropout=config.dropout,
-    )
-    vectors = None
-    if config.use_vectors:
-        assert signature.vectors_dim is not None
-        vectors = VectorFeatures(
-            signature.vectors_dim,
-            projected=config.projected_dim,
-            derived=config.derived,
-            presence=config.presence,
-            dropout=config.vector_dropout,
-        )
-    network = ClickNetwork(
-        production,
-        vectors,
-        single_tower=config.single_tower,
-        tower_mlp=config.tower_mlp,
-        head=config.head,
-        dropout=config.dropout,
-    )
-    return network, tables
+
+    def _initialise_(
+        self,
+        network: ClickNetwork,
+        signature: InputSignature,
+        train: Examples,
+        vectors: Vectors | None,
+    ) -> None:
+        """Start each part from what a count of the training rows says alone."""
+        assert train.label_N is not None
+        network.set_base_rate(float(train.label_N.mean()))
+        if vectors is not None and network.vectors is not None:
+            network.vectors.set_cosine_statistics(*_cosine_statistics(train, vectors))
+        if vectors is not None and network.attention is not None:
+            network.attention.set_vectors(vectors)
+        if network.position is not None:
+            slots = self.config.position_slots
+            position_N1 = position_column(train.position_N, len(train), slots)
+            network.position.set_rates(position_N1[:, 0], train.label_N)
+        if network.production.gate is not None:
+            network.production.gate.set_counts(train.sparse_NF[:, network.production.gated])
+        if network.purchase is not None:
+            assert train.purchased_N is not None
+            network.purchase.set_rate(float(train.purchased_N.sum() / train.label_N.sum()))
 
 
 def _cosine_statistics(train: Examples, vectors: Vectors) -> tuple[torch.Tensor, torch.Tensor]:

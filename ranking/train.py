@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from ranking.contract import Progress
 from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
-from ranking.model import ClickNetwork, FusedTables
+from ranking.model import ClickNetwork, FusedTables, TableGroup
 
-_SCORING_BATCH = 8192
+SCORING_BATCH = 8192
+"""Rows that are scored at a time."""
 
 
 class TrainConfig(BaseModel):
@@ -69,7 +70,7 @@ class Check:
 
 def train_network(
     network: ClickNetwork,
-    tables: FusedTables | None,
+    tables: FusedTables | TableGroup | None,
     train: ExampleTensors,
     train_label_N: NDArray[np.float32],
     validation: ExampleTensors,
@@ -146,7 +147,7 @@ def predict_network(network: ClickNetwork, inputs: ExampleTensors) -> NDArray[np
     was_training = network.training
     network.eval()
     with torch.no_grad():
-        for rows in slices(len(inputs), _SCORING_BATCH):
+        for rows in slices(len(inputs), SCORING_BATCH):
             p_click_N[rows] = torch.sigmoid(network(*inputs.batch(rows))).numpy()
     network.train(was_training)
     return p_click_N
@@ -183,7 +184,7 @@ def _step(
 
 
 def _dense_optimizer(
-    network: nn.Module, tables: FusedTables | None, config: TrainConfig
+    network: nn.Module, tables: FusedTables | TableGroup | None, config: TrainConfig
 ) -> torch.optim.Optimizer:
     fused = set() if tables is None else {id(weight) for weight in tables.parameters()}
     dense = [p for p in network.parameters() if id(p) not in fused]
@@ -197,7 +198,10 @@ def _dense_optimizer(
 
 
 def _set_rates(
-    optimizer: torch.optim.Optimizer, tables: FusedTables | None, config: TrainConfig, scale: float
+    optimizer: torch.optim.Optimizer,
+    tables: FusedTables | TableGroup | None,
+    config: TrainConfig,
+    scale: float,
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = config.lr * scale

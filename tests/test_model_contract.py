@@ -21,6 +21,14 @@ from ranking.tower import TowerConfig, TowerRanker
 
 TOWER = {"batch_size": 128, "max_epochs": 3, "projected_dim": 8, "sparse_lr": 0.05, "lr": 3e-3}
 
+EVERY_PART = {
+    "attention": "ids",
+    "semantic_levels": 2,
+    "semantic_codes": 4,
+    "frequency_gate": "query_id",
+    "position_slots": 3,
+    "entire_space": True,
+}
 MODELS = {
     "base_rate": BaseRate,
     "logistic": lambda: LogisticRegression(LogisticRegressionConfig(c_values=(0.1,))),
@@ -31,6 +39,20 @@ MODELS = {
     "tower": lambda: TowerRanker(TowerConfig(**TOWER)),
     "single_tower": lambda: TowerRanker(TowerConfig(single_tower=True, **TOWER)),
     "no_derived": lambda: TowerRanker(TowerConfig(derived=False, presence=False, **TOWER)),
+    "full_rank": lambda: TowerRanker(TowerConfig(use_vectors=False, cross_rank=None, **TOWER)),
+    "attention": lambda: TowerRanker(TowerConfig(attention="vectors", **TOWER)),
+    "attention_ids": lambda: TowerRanker(
+        TowerConfig(use_vectors=False, attention="ids", attention_softmax=True, **TOWER)
+    ),
+    "semantic_ids": lambda: TowerRanker(
+        TowerConfig(use_vectors=False, semantic_levels=2, semantic_codes=4, **TOWER)
+    ),
+    "frequency_gate": lambda: TowerRanker(
+        TowerConfig(use_vectors=False, frequency_gate="products.category", **TOWER)
+    ),
+    "position": lambda: TowerRanker(TowerConfig(position_slots=4, **TOWER)),
+    "entire_space": lambda: TowerRanker(TowerConfig(entire_space=True, **TOWER)),
+    "every_part": lambda: TowerRanker(TowerConfig(**EVERY_PART, **TOWER)),
 }
 
 

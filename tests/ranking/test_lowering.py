@@ -17,9 +17,10 @@ from ranking.export import slack_of
 from ranking.feeds import FeatureSplit, graph_feed
 from ranking.golden import band_of
 from ranking.lowering import write_logistic_, write_network_
+from ranking.network import build_network
 from ranking.predictor import open_session
 from ranking.quantise import ByteTable, with_rounded_tables
-from ranking.tower import TowerConfig, TowerRanker, build_network
+from ranking.tower import TowerConfig, TowerRanker
 
 TOLERANCE = 1e-6
 NETWORKS = {
@@ -78,6 +79,7 @@ def untrained(options, examples, vectors):
     model = TowerRanker(TowerConfig(batch_size=64, max_epochs=1, projected_dim=8, **options))
     torch.manual_seed(0)
     model.signature_ = InputSignature.of(examples, vectors if model.uses_vectors else None)
+    model.codebook_, model.history_rows_ = None, None
     model.network_, tables = build_network(model.config, model.signature_)
     with torch.no_grad():
         for weight in tables.weights():

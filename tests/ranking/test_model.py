@@ -7,8 +7,11 @@ import torch
 from features.embedding_join import derived_features, gather_vectors
 from ranking.contract import InputSignature
 from ranking.inputs import ExampleTensors, FrozenVectors
-from ranking.model import CrossNetwork, FusedTables, VectorFeatures
-from ranking.tower import TowerConfig, build_network
+from ranking.layers import CrossNetwork
+from ranking.model import FusedTables
+from ranking.network import build_network
+from ranking.tower import TowerConfig
+from ranking.vector_features import VectorFeatures
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""Layers that click networks are made of: the crosses of DCN-v2 and plain hidden layers.
+
+Shape letters: B batch, W width of a layer.
+
+Source: Wang et al. 2021 (DCN-v2), arXiv:2008.13535, equations 1 (full) and 2 (low rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class CrossNetwork(nn.Module):
+    """DCN-v2 crosses: ``x <- x0 * (W x + b) + x``, with ``W`` full or of low rank.
+
+    Args:
+        width: Size of the input and output.
+        layers: Number of crosses; 0 returns the input.
+        rank: Rank of each ``W``; None for a full matrix.
+    """
+
+    def __init__(self, width: int, layers: int, rank: int | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(width, width)
+            if rank is None
+            else nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+            for _ in range(layers)
+        )
+
+    def forward(self, start_BW: Tensor) -> Tensor:
+        """Return the crossed features, shape (B, W)."""
+        x_BW = start_BW
+        for layer in self.layers:
+            x_BW = start_BW * layer(x_BW) + x_BW
+        return x_BW
+
+
+def mlp_of(width: int, layers: Sequence[int], dropout: float) -> nn.Sequential:
+    """Return Linear, ReLU, Dropout for every width in ``layers``; nothing for none."""
+    modules: list[nn.Module] = []
+    for out in layers:
+        modules += [nn.Linear(width, out), nn.ReLU(), nn.Dropout(dropout)]
+        width = out
+    return nn.Sequential(*modules)
