@@ -1,7 +1,7 @@
-"""A shop of paints, and a real HTTP server that speaks the chat completions protocol, badly if told.
+"""A shop of paints, and a real HTTP server that speaks the chat completions protocol.
 
-The server's model reads the query and the product between the marks of the prompt and compares
-words, so the right label of each pair is known. It counts what it would bill.
+The server goes wrong as it is told. Its model reads the query and the product between the marks of
+the prompt and compares words, so the right label of each pair is known. It counts what it bills.
 """
 
 import hashlib
@@ -98,7 +98,7 @@ class ChatServer:
             def log_message(self, *args):
                 pass
 
-            def do_POST(self):  # noqa: N802
+            def do_POST(self):
                 try:
                     server.handle(self)
                 except (BrokenPipeError, ConnectionResetError):
