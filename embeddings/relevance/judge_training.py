@@ -1,0 +1,250 @@
+"""Fine-tuning the judge: batches of like length, an average of the weights, a state to go on from.
+
+Shape letters: N labelled pairs, B pairs of a batch, C dense columns, K = 3 classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from embeddings import training_state
+from embeddings.hardware import hardware_choice
+from embeddings.precision import Precision, choose_precision
+from embeddings.relevance.judge_data import LabelledPairs
+from embeddings.relevance.judge_network import JudgeNetwork, PairTokens
+from embeddings.schedule import adamw, generator_at, learning_rate_factor, take_step_
+from embeddings.weights import MINILM
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""Called after each step with "judge", steps done, steps in all, and metrics."""
+
+SAVE_SECONDS = 60.0
+"""Time from one training state on disk to the next: what a kill costs at most."""
+POOL_BATCHES = 32
+"""Batches whose pairs are sorted by length together: long enough to save padding, short enough
+that an epoch stays shuffled."""
+LABEL_BATCH = 256
+
+
+class JudgeConfig(BaseModel):
+    """Settings of the judge; the defaults are those of 60,000 short pairs on two cores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: str = MINILM
+    """Where the encoder starts: "minilm", "random", or a folder or cached repository of a BERT."""
+    require_pretrained: bool = False
+    text_columns: tuple[str, ...] = ("title", "brand", "description")
+    """Columns of the products table that make a product's text, those that are there, in order."""
+    max_query_tokens: int = Field(default=32, ge=3)
+    max_product_tokens: int = Field(default=64, ge=3)
+    hidden: int = Field(default=128, ge=1)
+    """Units of the head's hidden layer."""
+    epochs: float = Field(default=2.0, gt=0)
+    """Passes over the labelled pairs; 0.5 sees half of them."""
+    batch: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak, for the last layer of the encoder."""
+    layer_decay: float = Field(default=0.85, gt=0, le=1)
+    """Each layer learns this much slower than the one above it. The word table does not learn."""
+    head_learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_share: float = Field(default=0.06, ge=0, lt=1)
+    weight_decay: float = Field(default=0.05, ge=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    rating_weight: float = Field(default=1.0, ge=0)
+    """Weight of the rating's loss beside the classes', where the labels have ratings."""
+    average: float = Field(default=0.998, ge=0, lt=1)
+    """Share of the averaged weights that stays at each step; 0 keeps the last weights."""
+
+
+def judge_loss(
+    logit_BK: Tensor, rating_logit_B: Tensor, target_BK: Tensor, rating_B: Tensor, weight: float
+) -> Tensor:
+    """Cross-entropy of the classes, plus that of the rating taken as a share.
+
+    Args:
+        logit_BK: Of the classes.
+        rating_logit_B: Of the rating.
+        target_BK: Chances of the classes.
+        rating_B: From 0 to 1; NaN leaves the pair out of the second part.
+        weight: Of the second part.
+
+    Returns:
+        In nats.
+    """
+    loss = F.cross_entropy(logit_BK, target_BK)
+    rated_B = ~rating_B.isnan()
+    if not weight or not bool(rated_B.any()):
+        return loss
+    rating = F.binary_cross_entropy_with_logits(rating_logit_B[rated_B], rating_B[rated_B])
+    return loss + weight * rating
+
+
+def length_batches(length_N: Tensor, batch: int, generator: torch.Generator) -> list[Tensor]:
+    """One epoch of rows: shuffled, then put together by length, in shuffled order.
+
+    Every row once but for a ragged end, which is dropped.
+    """
+    batch = min(batch, len(length_N))
+    order_N = torch.randperm(len(length_N), generator=generator)
+    order_N = order_N[: len(order_N) - len(order_N) % batch]
+    batches: list[Tensor] = []
+    for pool in order_N.split(batch * POOL_BATCHES):
+        batches += pool[torch.argsort(length_N[pool], stable=True)].split(batch)
+    turn = torch.randperm(len(batches), generator=generator)
+    return [batches[place] for place in turn.tolist()]
+
+
+def fit_(
+    network: JudgeNetwork,
+    data: LabelledPairs,
+    config: JudgeConfig,
+    *,
+    seed: int,
+    identity: dict[str, Any],
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, list[float]]:
+    """Train a network in place, from the state on disk if there is one.
+
+    Args:
+        network: With its first weights.
+        data: The labelled pairs.
+        config: Settings.
+        seed: Decides the batches.
+        identity: What a state must have been written for.
+        state: Folder of the training state; None keeps none.
+        progress: Called after every step.
+
+    Returns:
+        The loss of each step.
+
+    Raises:
+        ValueError: If the loss becomes NaN, or ``state`` is another run's.
+    """
+    trained = trained_groups(network, config)
+    optimizer = adamw(trained, config.weight_decay)
+    parameters = [p for group, _ in trained for p in group]
+    kept = {id(parameter) for parameter in parameters}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in kept)
+    average = [parameter.detach().clone() for parameter in parameters]
+    names = training_state.trained_names(network)
+    found = None if state is None else training_state.read_state_of(state, identity)
+    step, losses, arithmetic = 0, [], None
+    if found is not None:
+        tensors, record = found
+        training_state.put_back_("network", network, names, tensors)
+        training_state.restore_optimizer_(optimizer, tensors)
+        for place, tensor in enumerate(average):
+            tensor.copy_(tensors[f"average.{place}"])
+        step, losses, arithmetic = record["step"], record["losses"], record["arithmetic"]
+    precision, arithmetic = settle_arithmetic(network, arithmetic)
+    per_epoch = len(data.tokens) // min(config.batch, len(data.tokens))
+    steps = max(1, round(config.epochs * per_epoch))
+    batches: list[Tensor] = []
+    device, saved = network.mean_C.device, time.monotonic()
+    while step < steps:
+        epoch, place = divmod(step, per_epoch)
+        if not batches or place == 0:
+            generator = generator_at(seed, "judge", epoch)
+            batches = length_batches(data.tokens.length_N, config.batch, generator)
+        row_B = batches[place]
+        parts = (*data.tokens.padded(row_B), data.dense_NC[row_B])
+        with precision.autocast(device):
+            logit_BK, rating_logit_B = network(*(part.to(device) for part in parts))
+        loss = judge_loss(
+            logit_BK.float(),
+            rating_logit_B.float(),
+            data.target_NK[row_B].to(device),
+            data.rating_N[row_B].to(device),
+            config.rating_weight,
+        )
+        losses.append(
+            take_step_(
+                optimizer,
+                loss,
+                factor=learning_rate_factor(step, steps, int(config.warmup_share * steps)),
+                max_norm=config.max_gradient_norm,
+                where=f"the judge's step {step + 1}",
+            )
+        )
+        step += 1
+        # The first weights must not weigh on the average: it begins as a plain mean.
+        stays = min(config.average, step / (step + 10))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - stays)
+        if progress is not None:
+            recent = losses[-100:]
+            progress("judge", step, steps, {"loss": sum(recent) / len(recent)})
+        if state is not None and step < steps and time.monotonic() - saved > SAVE_SECONDS:
+            tensors = training_state.take("network", network, names)
+            tensors |= training_state.optimizer_tensors(optimizer)
+            tensors |= {f"average.{i}": tensor for i, tensor in enumerate(average)}
+            record = {"identity": identity, "step": step, "losses": losses}
+            training_state.write_state_(state, tensors, {**record, "arithmetic": arithmetic})
+            saved = time.monotonic()
+    with torch.no_grad():
+        for parameter, mean in zip(parameters, average, strict=True):
+            parameter.copy_(mean)
+    return {"loss": losses}
+
+
+def trained_groups(
+    network: JudgeNetwork, config: JudgeConfig
+) -> list[tuple[list[nn.Parameter], float]]:
+    """Parameters with their peak learning rates: the head, then the layers from above down.
+
+    The word table stays: sixty thousand pairs see few of its rows, and its update would cost more
+    than a layer.
+    """
+    text, rate = network.text, config.learning_rate
+    groups = [
+        ([*network.hidden.parameters(), *network.out.parameters()], config.head_learning_rate)
+    ]
+    for layer in reversed(text.layers):
+        groups.append((list(layer.parameters()), rate))
+        rate *= config.layer_decay
+    below = [network.segment_D, text.positions.weight, *text.norm.parameters()]
+    return [*groups, (below, rate)]
+
+
+def settle_arithmetic(
+    network: JudgeNetwork, recorded: dict[str, Any] | None
+) -> tuple[Precision, dict[str, Any]]:
+    """Set threads and precision by the hardware, or as an interrupted run had them.
+
+    Returns:
+        The precision, and a record of both that JSON holds.
+    """
+    if recorded is None:
+        hardware = hardware_choice()
+        chosen = choose_precision(network.text, network.mean_C.device, hardware=hardware)
+        dtype = str(chosen.dtype).removeprefix("torch.")
+        recorded = {"threads": hardware.threads, "dtype": dtype, "reason": chosen.reason}
+    torch.set_num_threads(recorded["threads"])
+    dtype = getattr(torch, recorded["dtype"])
+    return Precision(dtype=dtype, reason=recorded["reason"]), recorded
+
+
+@torch.no_grad()
+def judge_pairs(
+    network: JudgeNetwork, tokens: PairTokens, dense_NC: Tensor, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """Logits of the classes, (N, K), and of the rating, (N,), of many pairs."""
+    device = network.mean_C.device
+    logit_NK, rating_logit_N = torch.zeros(len(tokens), 3), torch.zeros(len(tokens))
+    for row_B in tokens.by_length(LABEL_BATCH):
+        parts = (*tokens.padded(row_B), dense_NC[row_B])
+        with precision.autocast(device):
+            logit_BK, rating_logit_B = network(*(part.to(device) for part in parts))
+        logit_NK[row_B] = logit_BK.float().cpu()
+        rating_logit_N[row_B] = rating_logit_B.float().cpu()
+    return logit_NK, rating_logit_N
