@@ -1,4 +1,4 @@
-"""Numeric features: standardised on training rows, with missing values marked.
+"""Numeric features: brought to one scale on training rows, with missing values marked.
 
 NaN and infinities are refused, never repaired: null is how a table says "missing".
 """
@@ -11,8 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.feature_spec import SCALINGS
+
 MAX_DEVIATIONS = 10.0
 """Values further from the mean count as this far, so one absurd price cannot drown a batch."""
+
+QUANTILES = 256
+"""Steps of the quantile scale."""
 
 SKEW_FOR_LOG = 1.0
 """Moment skewness beyond which a column is taken on the log scale; an exponential has 2."""
@@ -25,10 +30,21 @@ class DenseTransform:
     have) go through ``sign(x) log(1 + |x|)``; then the training mean is subtracted and the
     training standard deviation divided out. Null becomes 0, the mean, and where training rows had
     nulls a second column says so.
+
+    Args:
+        name: Of the column, for messages and ``output_names``.
+        scaling: ``log`` and ``standard`` do or leave the logarithm whatever the skewness;
+            ``quantile`` takes the share of training values below instead, which no outlier moves.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, scaling: str | None = None) -> None:
+        if scaling is not None and scaling not in SCALINGS:
+            raise ValueError(
+                f"scaling of {name!r} is {scaling!r}; must be one of {', '.join(SCALINGS)}"
+            )
         self.name = name
+        self.scaling = scaling
+        self.quantiles_: list[float] = []
         self.log_ = False
         self.mean_ = 0.0
         self.scale_ = 1.0
@@ -42,8 +58,14 @@ class DenseTransform:
         """
         present = finite_values(values, self.name).drop_nulls().to_numpy()
         self.has_missing_ = len(present) < len(values)
-        self.log_ = _skewness(present) > SKEW_FOR_LOG
-        scaled = _signed_log(present) if self.log_ else present
+        if self.scaling == "quantile" and len(present):
+            edges = np.quantile(present, np.linspace(0, 1, QUANTILES + 1))
+            self.quantiles_ = edges.tolist()
+        elif self.scaling is None:
+            self.log_ = _skewness(present) > SKEW_FOR_LOG
+        else:
+            self.log_ = self.scaling == "log"
+        scaled = self._unscaled(present)
         if len(scaled):
             self.mean_ = float(scaled.mean())
             # A column that never changes says nothing: it becomes 0, whatever its value.
@@ -65,16 +87,24 @@ class DenseTransform:
         given = finite_values(values, self.name)
         missing_N = given.is_null().to_numpy()
         value_N = given.fill_null(0.0).to_numpy()
-        if self.log_:
-            value_N = _signed_log(value_N)
+        value_N = self._unscaled(value_N)
         value_N = np.clip((value_N - self.mean_) / self.scale_, -MAX_DEVIATIONS, MAX_DEVIATIONS)
         value_N = np.where(missing_N, 0.0, value_N)
         columns = [value_N, missing_N] if self.has_missing_ else [value_N]
         return np.stack(columns, axis=1).astype(np.float32)
 
+    def _unscaled(self, value_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The values as mean and scale are counted in."""
+        if self.quantiles_:
+            return _shares_below(value_N, np.array(self.quantiles_))
+        return _signed_log(value_N) if self.log_ else value_N
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fitted transform as JSON-ready data."""
-        return {
+        scaling: dict[str, Any] = {"scaling": self.scaling} if self.scaling is not None else {}
+        if self.quantiles_:
+            scaling["quantiles"] = self.quantiles_
+        return scaling | {
             "name": self.name,
             "log": self.log_,
             "mean": self.mean_,
@@ -85,7 +115,8 @@ class DenseTransform:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Return the transform that ``to_dict`` described."""
-        transform = cls(data["name"])
+        transform = cls(data["name"], scaling=data.get("scaling"))
+        transform.quantiles_ = [float(edge) for edge in data.get("quantiles", [])]
         transform.log_ = bool(data["log"])
         transform.mean_ = float(data["mean"])
         transform.scale_ = float(data["scale"])
@@ -114,6 +145,17 @@ def finite_values(values: pl.Series, name: str) -> pl.Series:
             "in all); a missing value must be null, and a number finite (a division by zero?)"
         )
     return numbers
+
+
+def _shares_below(value_N: NDArray[np.float64], edges: NDArray) -> NDArray[np.float64]:
+    """Where each value lies among the quantiles, 0 to 1.
+
+    A value that many rows share spans several quantiles; it gets the middle of them. So
+    interpolates scikit-learn's ``QuantileTransformer``.
+    """
+    level = np.linspace(0, 1, len(edges))
+    up_N = np.interp(value_N, edges, level)
+    return 0.5 * (up_N - np.interp(-value_N, -edges[::-1], -level[::-1]))
 
 
 def _signed_log(value_N: NDArray[np.float64]) -> NDArray[np.float64]:

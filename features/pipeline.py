@@ -7,6 +7,7 @@ C dense columns.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,12 +15,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.bags import Bag
 from features.columns import TABLE_COLUMNS, as_frame, canonical, column_violations
 from features.dense import DenseTransform
+from features.embedding_join import Vectors
 from features.examples import Examples
-from features.feature_spec import SIDE_TABLE_KEYS, FeatureSpec
+from features.feature_spec import OUTCOMES, SIDE_TABLE_KEYS, FeatureNames, FeatureSpec
+from features.hashed import HashedValues
 from features.history import PurchaseHistory, purchases_of
-from features.sparse import ValueIndex, Vocabulary
+from features.similarity import Similarities, load_vectors, save_vectors_
+from features.sparse import ValueIndex, Vocabulary, value_counts
+from features.stable_hash import hash_values
+from features.target_rates import TargetRates
 from features.violation import refuse_errors
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TRANSFORMS_FILE = "transforms.json"
+_NO_STATISTICS = FeatureNames(sparse=())
 ALWAYS_REQUIRED = ("product_id", "query_id", "user_id", "time")
 
 
@@ -50,37 +58,134 @@ class FeaturePipeline:
         self.spec = FeatureSpec(features=spec.features, history=spec.history)
         self.min_count = min_count
 
-    def fit(self, dataset: Dataset, train: pl.DataFrame) -> Self:
-        """Learn vocabularies, scales, the catalogue and the purchase histories.
+    def fit(self, dataset: Dataset, train: pl.DataFrame, *, vectors: Vectors | None = None) -> Self:
+        """Learn vocabularies, scales, target statistics, the catalogue and the histories.
 
         Args:
             dataset: Gives the side tables and the events. Without events, purchases come from
                 its impressions marked purchased, each used only strictly after its time.
             train: Training impressions, as ``Dataset.split`` returns them.
+            vectors: In the order of the catalogue; needed where ``similarity_bins`` is set.
 
         Raises:
             ValueError: If there are no rows, a feature's column is missing or has a wrong type,
-                or a dense value is NaN or infinite.
+                a dense value is NaN or infinite, or vectors are needed and absent.
         """
-        train = self._checked(as_frame(train))
+        train = self.checked(as_frame(train))
         if train.is_empty():
             raise ValueError("the training impressions have no rows")
+        self.learn_catalogue(dataset, train)
+        events = dataset.table("events") if dataset.has("events") else None
+        log = dataset.table("impressions") if dataset.has("impressions") else None
+        self.learn_purchases(purchases_of(events, log))
+        self.learn_vectors(vectors)
+        self.learn_values(self.count_values(train))
+        if self.spec.features.target_statistics:
+            self.learn_rates([self.count_targets(train)])
+        return self.learn_scales(train)
+
+    def learn_catalogue(self, dataset: Dataset, train: pl.DataFrame) -> None:
+        """Keep the side tables' feature columns, and the row of each product and query.
+
+        Args:
+            dataset: Gives the side tables.
+            train: Training rows; only the ids of what has no side table are read.
+        """
         self._side_tables = {
             table: _side_table(dataset, table, self.spec.features.of_table(table))
             for table in SIDE_TABLE_KEYS
         }
         self._index = {table: self._catalogue(table, train) for table in SIDE_TABLE_KEYS}
-        events = dataset.table("events") if dataset.has("events") else None
-        log = dataset.table("impressions") if dataset.has("impressions") else None
-        self._purchases = purchases_of(events, log)
-        rows = self._catalogue_rows(train)
-        self._vocabularies = {
-            name: Vocabulary(min_count=self.min_count).fit(self._column(name, train, rows))
+        self._vectors: Vectors | None = None
+        self._hashes: dict[str, NDArray[np.uint64]] = {}
+        self._codes: dict[str, NDArray[Any]] = {}
+        self._rates = TargetRates(_NO_STATISTICS)
+
+    def learn_purchases(self, purchases: pl.DataFrame) -> None:
+        """Keep the purchases that histories come from, as ``purchases_of`` returns them."""
+        self._purchases = purchases
+        self._history = PurchaseHistory(self.spec.history).fit(purchases, self._index["products"])
+
+    def learn_vectors(self, vectors: Vectors | None) -> None:
+        """Keep the vectors that products are compared by; None where none are.
+
+        Raises:
+            ValueError: If ``similarity_bins`` asks for vectors and there are none, or the
+                catalogue is another one.
+        """
+        bins = self.spec.features.similarity_bins
+        if not bins:
+            return
+        if vectors is None:
+            raise ValueError(
+                f"similarity_bins is {bins}, and no vectors were given; compute them with "
+                "`adtower embed` and name them, or take similarity_bins out of [features]"
+            )
+        shape = (len(vectors.product_PD), len(vectors.query_QD))
+        if shape != (len(self.product_ids_), len(self.query_ids_)):
+            raise ValueError(
+                f"there are vectors of {shape[0]} products and {shape[1]} queries, and the "
+                f"catalogue has {len(self.product_ids_)} and {len(self.query_ids_)}; join them in "
+                "its order (join_vectors)"
+            )
+        self._vectors = vectors
+        self._similarities = Similarities(vectors, bins=bins)
+
+    def count_values(self, rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+        """Count the values of sparse features and bags in some training rows, by feature."""
+        catalogue_rows = self._catalogue_rows(rows)
+        counts = {
+            name: value_counts(self._column(name, rows, catalogue_rows))
             for name in self.spec.features.sparse
         }
+        return counts | {
+            name: self._new_bag(name).member_counts(self._column(name, rows, catalogue_rows))
+            for name in self.spec.features.bags
+        }
+
+    def learn_values(self, counts: dict[str, pl.DataFrame]) -> None:
+        """Learn vocabularies from ``count_values`` of the training rows."""
+        hashed = self.spec.features.hashed
+        self._vocabularies: dict[str, Vocabulary | HashedValues] = {
+            name: HashedValues(buckets=hashed[name]).fit_counts(counts[name])
+            if name in hashed
+            else Vocabulary(min_count=self.min_count).fit_counts(counts[name])
+            for name in self.spec.features.sparse
+        }
+        self._bags = {
+            name: self._new_bag(name).fit_counts(counts[name]) for name in self.spec.features.bags
+        }
+
+    def count_targets(self, rows: pl.DataFrame) -> list[pl.DataFrame]:
+        """Count clicks and purchases of some training rows for the target statistics."""
+        hashes = self._key_hashes(rows, self._catalogue_rows(rows))
+        outcomes = {
+            name: rows[name].fill_null(0).to_numpy() for name in OUTCOMES if name in rows.columns
+        }
+        if "clicked" not in outcomes:
+            raise ValueError(
+                "target_statistics count clicks, and the training impressions have no column "
+                f"'clicked'; they have {', '.join(rows.columns)}"
+            )
+        time_us_N = rows["time"].cast(pl.Int64).to_numpy()
+        return TargetRates(self.spec.features).count(hashes, time_us_N, outcomes)
+
+    def learn_rates(self, parts: Sequence[Sequence[pl.DataFrame]]) -> None:
+        """Learn the target statistics from ``count_targets`` of all parts of the training rows."""
+        self._rates = TargetRates(self.spec.features).fit_counts(parts)
+
+    def learn_scales(self, train: pl.DataFrame) -> Self:
+        """Learn how dense columns are scaled, from training rows or a sample of them; the last."""
+        rows = self._catalogue_rows(train)
         self._dense = {
-            name: DenseTransform(name).fit(self._column(name, train, rows))
+            name: DenseTransform(name, scaling=self.spec.features.scaling.get(name)).fit(
+                self._column(name, train, rows)
+            )
             for name in self.spec.features.dense
+        }
+        derived = self._derived(train, rows, self._histories(train))
+        self._derived_dense = {
+            name: DenseTransform(name).fit(values) for name, values in derived.items()
         }
         self._prepare()
         return self
@@ -97,18 +202,31 @@ class FeaturePipeline:
 
     @property
     def sparse_names(self) -> tuple[str, ...]:
-        """Sparse features, in column order."""
-        return self.spec.features.sparse
+        """Sparse columns, those of bags behind the others, in column order."""
+        slots = (name for bag in self._bags.values() for name in bag.output_names)
+        return (*self.spec.features.sparse, *slots)
 
     @property
     def vocabulary_sizes(self) -> tuple[int, ...]:
         """Rows of each sparse feature's table, out-of-vocabulary included."""
-        return tuple(self._vocabularies[name].size for name in self.sparse_names)
+        sizes = (self._vocabularies[name].size for name in self.spec.features.sparse)
+        slots = (bag.vocabulary_.size for bag in self._bags.values() for _ in bag.output_names)
+        return (*sizes, *slots)
+
+    @property
+    def collisions(self) -> dict[str, float]:
+        """Share of the training values that share a row with another, by hashed feature."""
+        return {
+            name: hashed.collision_share_
+            for name, hashed in self._vocabularies.items()
+            if isinstance(hashed, HashedValues)
+        }
 
     @property
     def dense_names(self) -> tuple[str, ...]:
         """Dense columns, the masks of missing values (``NAME.missing``) included."""
-        return tuple(name for dense in self._dense.values() for name in dense.output_names)
+        transforms = (*self._dense.values(), *self._derived_dense.values())
+        return tuple(name for dense in transforms for name in dense.output_names)
 
     @property
     def required_columns(self) -> tuple[str, ...]:
@@ -128,23 +246,27 @@ class FeaturePipeline:
             ValueError: If a column is missing or has a wrong type, or a dense value is NaN or
                 infinite; the message names column and row.
         """
-        frame = self._checked(as_frame(impressions))
+        frame = self.checked(as_frame(impressions))
         rows = self._catalogue_rows(frame)
-        time_us_N = frame["time"].cast(pl.Int64).to_numpy()
-        sparse = [self._sparse_column(name, frame, rows) for name in self.sparse_names]
+        history_NL = self._histories(frame)
+        sparse = [
+            self._sparse_columns(name, frame, rows) for name in (*self._vocabularies, *self._bags)
+        ]
         dense = [self._dense_columns(name, frame, rows) for name in self.spec.features.dense]
+        derived = self._derived(frame, rows, history_NL)
+        dense += [self._derived_dense[name].transform(values) for name, values in derived.items()]
         return Examples(
             sparse_names=self.sparse_names,
-            sparse_NF=_stack(sparse, len(frame), np.int32),
+            sparse_NF=_concatenate(sparse, len(frame), np.int32),
             vocabulary_sizes=self.vocabulary_sizes,
             dense_names=self.dense_names,
-            dense_NC=_concatenate(dense, len(frame)),
+            dense_NC=_concatenate(dense, len(frame), np.float32),
             product_N=rows["products"],
             query_N=rows["queries"],
-            history_NL=self._history.transform(frame["user_id"], time_us_N),
+            history_NL=history_NL,
             user_N=_codes(frame, "user_id"),
             request_N=_codes(frame, "request_id"),
-            time_us_N=time_us_N,
+            time_us_N=frame["time"].cast(pl.Int64).to_numpy(),
             label_N=_flag(frame, "clicked"),
             purchased_N=_flag(frame, "purchased"),
             position_N=_position(frame),
@@ -164,6 +286,11 @@ class FeaturePipeline:
             "sparse": {name: v.to_dict() for name, v in self._vocabularies.items()},
             "dense": {name: dense.to_dict() for name, dense in self._dense.items()},
         }
+        if self._bags:
+            transforms["bags"] = {name: bag.to_dict() for name, bag in self._bags.items()}
+        if self._derived_dense:
+            derived = {name: dense.to_dict() for name, dense in self._derived_dense.items()}
+            transforms["derived"] = derived
         text = json.dumps(transforms, ensure_ascii=False, indent=1)
         (folder / TRANSFORMS_FILE).write_text(text, encoding="utf-8")
         for table, ids in (("products", self.product_ids_), ("queries", self.query_ids_)):
@@ -172,6 +299,9 @@ class FeaturePipeline:
             frame = pl.DataFrame([keys]) if columns is None else columns
             frame.write_parquet(folder / f"{table}.parquet")
         self._purchases.write_parquet(folder / "events.parquet")
+        self._rates.save_(folder)
+        if self._vectors is not None:
+            save_vectors_(self._vectors, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -205,35 +335,45 @@ class FeaturePipeline:
             table: ValueIndex(pipeline._side_tables[table][key].to_list())
             for table, key in SIDE_TABLE_KEYS.items()
         }
-        pipeline._purchases = pl.read_parquet(folder / "events.parquet")
+        pipeline._hashes, pipeline._codes = {}, {}
+        pipeline.learn_purchases(pl.read_parquet(folder / "events.parquet"))
+        pipeline._vectors = None
+        if spec.features.similarity_bins:
+            pipeline.learn_vectors(load_vectors(folder))
         pipeline._vocabularies = {
-            name: Vocabulary.from_dict(data["sparse"][name]) for name in pipeline.sparse_names
+            name: _sparse_from_dict(data["sparse"][name]) for name in spec.features.sparse
         }
+        pipeline._bags = {name: Bag.from_dict(data["bags"][name]) for name in spec.features.bags}
+        pipeline._rates = TargetRates.load(spec.features, folder)
         pipeline._dense = {
             name: DenseTransform.from_dict(data["dense"][name])
             for name in pipeline.spec.features.dense
+        }
+        pipeline._derived_dense = {
+            name: DenseTransform.from_dict(dense) for name, dense in data.get("derived", {}).items()
         }
         pipeline._prepare()
         return pipeline
 
     def _prepare(self) -> None:
-        """Derive what is fast to look up from what was learned or loaded."""
-        self._history = PurchaseHistory(self.spec.history).fit(
-            self._purchases, self._index["products"]
-        )
-        self._codes: dict[str, NDArray[Any]] = {}
-        for name in (*self.sparse_names, *self.spec.features.dense):
+        """Transform what side tables hold once, so that it is looked up from here on."""
+        transforms = {**self._vocabularies, **self._bags, **self._dense}
+        for name, transform in transforms.items():
             table, _, column = name.partition(".")
             if table not in SIDE_TABLE_KEYS or not column:
                 continue
             # One row more than the catalogue: row -1 answers for what the catalogue lacks. Rows
             # that training never showed are looked at too, so a NaN among them is found now.
             values = _with_unknown(self._side_column(table, column)).alias(name)
-            known = self._vocabularies if name in self._vocabularies else self._dense
-            self._codes[name] = known[name].transform(values)
+            code = transform.transform(values)
+            self._codes[name] = code[:, None] if code.ndim == 1 else code
 
-    def _checked(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Impressions in the contract's types, with every column that is needed."""
+    def checked(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return impressions in the contract's types, with every column that is needed.
+
+        Raises:
+            ValueError: As ``transform``.
+        """
         missing = [name for name in self.required_columns if name not in frame.columns]
         if missing:
             raise ValueError(
@@ -275,12 +415,51 @@ class FeaturePipeline:
         row_N = rows[table]
         return values.gather(np.where(row_N < 0, len(values) - 1, row_N)).alias(name)
 
-    def _sparse_column(
+    def _histories(self, frame: pl.DataFrame) -> NDArray[np.int32]:
+        return self._history.transform(frame["user_id"], frame["time"].cast(pl.Int64).to_numpy())
+
+    def _key_hashes(
+        self, frame: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
+    ) -> dict[str, NDArray[np.uint64]]:
+        """The hashes of the columns that keys of target statistics consist of."""
+        hashes = {}
+        for name in self.spec.features.statistics_columns:
+            table, dot, column = name.partition(".")
+            if not dot or table == "time":
+                hashes[name] = hash_values(self._column(name, frame, rows))
+                continue
+            if name not in self._hashes:
+                self._hashes[name] = hash_values(_with_unknown(self._side_column(table, column)))
+            hashes[name] = self._hashes[name][rows[table]]
+        return hashes
+
+    def _derived(
+        self,
+        frame: pl.DataFrame,
+        rows: dict[str, NDArray[np.int32]],
+        history_NL: NDArray[np.int32],
+    ) -> dict[str, pl.Series]:
+        """Target statistics and cosines before scaling; null is missing."""
+        columns: dict[str, NDArray[np.float64]] = {}
+        if self.spec.features.target_statistics:
+            time_us_N = frame["time"].cast(pl.Int64).to_numpy()
+            columns |= self._rates.columns(self._key_hashes(frame, rows), time_us_N)
+        if self._vectors is not None:
+            columns |= self._similarities.columns(rows["products"], rows["queries"], history_NL)
+        return {name: pl.Series(name, value).fill_nan(None) for name, value in columns.items()}
+
+    def _new_bag(self, name: str) -> Bag:
+        return Bag(name, slots=self.spec.features.bags[name], min_count=self.min_count)
+
+    def _sparse_columns(
         self, name: str, frame: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
     ) -> NDArray[np.int32]:
         if name in self._codes:
             return self._codes[name][rows[name.partition(".")[0]]]
-        return self._vocabularies[name].transform(self._column(name, frame, rows))
+        values = self._column(name, frame, rows)
+        if name in self._bags:
+            return self._bags[name].transform(values)
+        return self._vocabularies[name].transform(values)[:, None]
 
     def _dense_columns(
         self, name: str, frame: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
@@ -334,9 +513,9 @@ def _position(frame: pl.DataFrame) -> NDArray[np.int32] | None:
     return frame["position"].fill_null(0).cast(pl.Int32).to_numpy()
 
 
-def _stack(columns: list[NDArray[Any]], rows: int, dtype: type) -> NDArray[Any]:
-    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), dtype)
+def _concatenate(columns: list[NDArray[Any]], rows: int, dtype: type) -> NDArray[Any]:
+    return np.concatenate(columns, axis=1) if columns else np.zeros((rows, 0), dtype)
 
 
-def _concatenate(columns: list[NDArray[np.float32]], rows: int) -> NDArray[np.float32]:
-    return np.concatenate(columns, axis=1) if columns else np.zeros((rows, 0), np.float32)
+def _sparse_from_dict(data: dict[str, Any]) -> Vocabulary | HashedValues:
+    return HashedValues.from_dict(data) if "buckets" in data else Vocabulary.from_dict(data)

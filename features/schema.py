@@ -137,6 +137,7 @@ def write_spec(spec: DatasetSpec, path: str | Path) -> None:
 def format_spec(spec: DatasetSpec) -> str:
     """Return a spec as the text of a ``dataset.toml``; what is None is left out."""
     fields = spec.model_dump(mode="json", exclude_none=True)
+    fields["features"] = spec.features.to_json()
     tables = {key: value for key, value in fields.items() if isinstance(value, dict)}
     lines = [f"{key} = {_toml(value)}" for key, value in fields.items() if key not in tables]
     for name, table in tables.items():
@@ -146,7 +147,10 @@ def format_spec(spec: DatasetSpec) -> str:
 
 
 def _toml(value: object) -> str:
-    # JSON's strings, numbers, booleans and lists of them are TOML's too.
+    # JSON's strings, numbers, booleans and lists of them are TOML's too; its objects are not.
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(key)} = {_toml(of)}" for key, of in value.items())
+        return f"{{ {', '.join(pairs)} }}" if value else "{}"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -75,7 +75,14 @@ class Vocabulary:
         Raises:
             ValueError: If the type is not text, a whole number or a boolean.
         """
-        counts = as_text(values).drop_nulls().alias("value").value_counts(name="count")
+        return self.fit_counts(value_counts(values))
+
+    def fit_counts(self, counts: pl.DataFrame) -> Self:
+        """Learn from counts of the training rows, as ``value_counts`` makes them.
+
+        Counts of parts of the rows may be put below each other: they are added up.
+        """
+        counts = counts.group_by("value").agg(pl.col("count").sum())
         kept = counts.filter(pl.col("count") >= self.min_count)
         # Ties are broken by value, so that the same rows give the same table in any order.
         self.values_ = kept.sort(["count", "value"], descending=[True, False])["value"].to_list()
@@ -106,6 +113,16 @@ class Vocabulary:
         vocabulary.values_ = list(data["values"])
         vocabulary._index = ValueIndex(vocabulary.values_)
         return vocabulary
+
+
+def value_counts(values: pl.Series) -> pl.DataFrame:
+    """Count each value of a categorical feature: columns value (text) and count, null left out.
+
+    Raises:
+        ValueError: If the type is not text, a whole number or a boolean.
+    """
+    text = as_text(values).cast(pl.String).drop_nulls().alias("value")
+    return text.value_counts(name="count").cast({"count": pl.Int64})
 
 
 def as_text(values: pl.Series) -> pl.Series:

@@ -76,7 +76,11 @@ def hash_together(columns: Sequence[pl.Series]) -> NDArray[np.uint64]:
 
     The order of the columns counts: ("a", "b") is another key than ("b", "a").
     """
-    hashes = [hash_values(column) for column in columns]
+    return combine_hashes([hash_values(column) for column in columns])
+
+
+def combine_hashes(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Return one hash for each row of several columns of hashes, as ``hash_together`` does."""
     together_N = hashes[0]
     for hash_N in hashes[1:]:
         either_null_N = (together_N == NULL_HASH) | (hash_N == NULL_HASH)

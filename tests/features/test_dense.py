@@ -4,8 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy.stats import skew
+from sklearn.preprocessing import QuantileTransformer
 
-from features.dense import DenseTransform, _skewness
+from features.dense import QUANTILES, DenseTransform, _shares_below, _skewness
 
 
 def test_standardised_by_hand():
@@ -76,3 +77,30 @@ def test_round_trip_through_json():
     again = DenseTransform.from_dict(json.loads(json.dumps(dense.to_dict())))
     np.testing.assert_array_equal(again.transform(values), dense.transform(values))
     assert again.output_names == dense.output_names
+
+
+def test_quantiles_agree_with_sklearn_and_ignore_outliers():
+    rng = np.random.default_rng(0)
+    value_N = np.round(rng.exponential(size=3000), 1)
+    ours = DenseTransform("x", scaling="quantile").fit(pl.Series(value_N))
+    peer = QuantileTransformer(n_quantiles=QUANTILES + 1, subsample=None).fit(value_N[:, None])
+    share_N = peer.transform(value_N[:, None])[:, 0]
+    # scikit-learn sends the least and the greatest value to 0 and 1, however many rows have them.
+    inner_N = (share_N > 0) & (share_N < 1)
+    ours_N = _shares_below(value_N, np.array(ours.quantiles_))
+    np.testing.assert_allclose(ours_N[inner_N], share_N[inner_N], atol=1e-12)
+    got_N = ours.transform(pl.Series(value_N))[:, 0]
+    np.testing.assert_allclose(got_N, (ours_N - ours_N.mean()) / ours_N.std(), atol=1e-6)
+    wild = ours.transform(pl.Series([1e30, None]))[:, 0]
+    assert wild[0] == got_N.max() and wild[1] == 0
+    again = DenseTransform.from_dict(ours.to_dict())
+    np.testing.assert_array_equal(again.transform(pl.Series(value_N))[:, 0], got_N)
+
+
+def test_a_scaling_can_be_asked_for():
+    values = pl.Series([0.0, 0.0, 0.0, 1000.0])
+    assert DenseTransform("x").fit(values).log_
+    assert not DenseTransform("x", scaling="standard").fit(values).log_
+    assert DenseTransform("x", scaling="log").fit(pl.Series([1.0, 2.0])).log_
+    with pytest.raises(ValueError, match="scaling of 'x' is 'rank'; must be one of standard"):
+        DenseTransform("x", scaling="rank")
