@@ -109,6 +109,10 @@ class TableGroup(nn.Module):
         self.tables = tables
         self.members = nn.ModuleList(tables)
 
+    def weights(self) -> list[Tensor]:
+        """Return the tables of all of them, each (V, E)."""
+        return [weight_VE for tables in self.tables for weight_VE in tables.weights()]
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """Change the rate at which the backward pass updates all of them."""
         for tables in self.tables:
