@@ -22,19 +22,21 @@ Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 AgreementSettings = Annotated[AgreementConfig, tyro.conf.arg(name="")]
 
 
-def compare(config: Settings, json: JsonFile = None) -> None:
+def compare(config: Settings, placebos: bool = True, json: JsonFile = None) -> None:
     """Train a set of variants on the same rows and compare each with `production`.
 
-    Keep the placebos random_vectors and shuffled_vectors in the set: a vector that does not beat
-    them is worth no more than one more id.
+    The placebos random_vectors and shuffled_vectors join the set by themselves: a vector that does
+    not beat them is worth no more than one more id. An interrupted comparison goes on when its
+    command is repeated; each variant is trained once a seed.
 
     Args:
         config: Settings of the run.
+        placebos: Put both placebos into the set; without them no verdict is possible.
         json: Also write the figures there, flat.
     """
     from experiments import commands
 
-    comparison = commands.compare(config, new_progress())
+    comparison = commands.compare(config, new_progress(), placebos=placebos)
     print_comparison(comparison)
     say(f"report: {config.out / 'report.html'}")
     write_figures(json, comparison.to_metrics())

@@ -13,8 +13,8 @@ import polars as pl
 
 from embeddings.ranks import Ranks
 from embeddings.stage1 import train_stage1
-from experiments.ab_test import AbResult
-from experiments.compare import Comparison
+from experiments.ab_result import AbResult
+from experiments.comparison import Comparison
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.marketplace.world import make_world
 from experiments.pipeline import (
@@ -30,7 +30,7 @@ from experiments.progress import Progress, Silent
 from experiments.records import read_json, write_json, write_metrics
 from experiments.run_folder import RunFolder
 from experiments.tracking import Tracker, default_uri
-from experiments.variants import REGISTRY, VectorSource
+from experiments.variants import BASELINE, CONTROLS, REGISTRY, VectorSource, feasible_variants
 from experiments.vectors import VectorMaker, model_folder
 from features.check import check_dataset
 from features.dataset import Dataset
@@ -197,17 +197,32 @@ def evaluate(run_folder: Path, progress: Progress | None = None) -> dict[str, di
     }
 
 
-def compare(config: RunConfig, progress: Progress | None = None) -> Comparison:
+def compare(
+    config: RunConfig, progress: Progress | None = None, *, placebos: bool = True
+) -> Comparison:
     """Train a set of variants on one pass of features and compare them with ``production``.
 
+    Args:
+        config: Settings of the run; by default the standard set is compared.
+        progress: Told of the stages.
+        placebos: Put both placebos into the set if they are not there. Without any, no verdict is
+            possible, for a gain may be capacity alone.
+
     Raises:
-        ValueError: If ``production`` is not among the variants, or as ``run``.
+        ValueError: If ``production`` is not among the variants, the dataset cannot feed the
+            placebos, or as ``run``.
     """
-    if config.variants is not None and "production" not in config.variants:
+    names = config.variants
+    if names is not None and BASELINE not in names:
         raise ValueError(
-            f"variants {' '.join(config.variants)} lack the baseline `production`; add it"
+            f"variants {' '.join(names)} lack the baseline {BASELINE}, to which the others are "
+            f"compared: --variants {BASELINE} {' '.join(names)}"
         )
-    result = run(config.model_copy(update={"simulate": False}), progress)
+    if placebos:
+        names = _with_placebos(names, Dataset.open(config.data))
+    elif names is None:
+        names = tuple(n for n in feasible_variants(Dataset.open(config.data)) if n not in CONTROLS)
+    result = run(config.model_copy(update={"simulate": False, "variants": names}), progress)
     if result.comparison is None:
         raise ValueError(result.left_out["comparison"])
     return result.comparison
@@ -335,6 +350,22 @@ def flat_evaluation(evaluation: dict[str, dict[str, float]]) -> dict[str, float]
     }
 
 
+def _with_placebos(names: Sequence[str] | None, dataset: Dataset) -> tuple[str, ...]:
+    """The set with both placebos right behind the baseline, where they are missing."""
+    chosen = tuple(feasible_variants(dataset) if names is None else names)
+    lacking = [name for name in CONTROLS if name not in chosen]
+    for name in lacking:
+        needs = REGISTRY[name]().lacks(dataset)
+        if needs:
+            raise ValueError(
+                f"the placebos {' and '.join(lacking)} belong to every comparison, and dataset "
+                f"{dataset.spec.name!r} has no {' and no '.join(needs)} to make them of. Add what "
+                "is missing, or compare with --no-placebos; no verdict is possible then"
+            )
+    after = chosen.index(BASELINE) + 1
+    return (*chosen[:after], *lacking, *chosen[after:])
+
+
 def _catalogue(dataset: Dataset) -> Dataset:
     """The dataset without its log, which embedding does not read."""
     tables = dataset.spec.tables.model_copy(update={"impressions": None, "events": None})
@@ -393,7 +424,6 @@ def _trained(line: Run, name: str) -> Trained:
 
 def _best_on_validation(line: Run) -> str:
     """Name the neural variant with the lowest validation log loss; placebos do not run."""
-    from experiments.variants import CONTROLS
     from ranking.metrics import log_loss_nats
 
     label_N = line.parts.validation.label_N

@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from experiments.comparison import Comparison, VariantResult
+from experiments.exchange_rate import exchange_rates
 from experiments.holm import HolmResult, holm
+from experiments.slice_comparison import compare_slices
 from ranking.intervals import AucComponents, Estimate, auc_components, auc_difference, auc_estimate
 from ranking.metrics import check_group
 from ranking.scorecard import click_metrics
@@ -35,6 +37,9 @@ def compare_variants(
     baseline: str = "production",
     controls: Sequence[str] = CONTROLS,
     confidence: float = 0.95,
+    slices: Mapping[str, NDArray[np.bool_]] | None = None,
+    embedding: Mapping[str, Mapping[str, float]] | None = None,
+    exchanged: Sequence[str] | None = None,
 ) -> Comparison:
     """Compare variants trained on the same rows by their predictions for the same test rows.
 
@@ -49,6 +54,10 @@ def compare_variants(
         baseline: The variant that all others are compared with.
         controls: The placebos among ``p_click``; those absent are left out.
         confidence: Between 0 and 1, for each family of intervals as a whole.
+        slices: Masks of the test rows, each shape (N,), on which all is compared again.
+        embedding: Metrics of the vectors of those variants that have some.
+        exchanged: The variants that the exchange rate is drawn through: those whose click model is
+            the same but for its vectors. By default all of ``embedding``.
 
     Returns:
         One row a variant. The first family has every variant but the baseline, placebos too; the
@@ -88,13 +97,31 @@ def compare_variants(
             user_N,
             p_click[name],
             auc_estimate(label_N, components[name], user_N),
+            tuple(float(auc) for auc in components[name].auc_S),
             against_baseline[name],
             against_placebo.get(name),
             confidence,
         )
         for name in (baseline, *others)
     )
+    embedding = {name: dict(measures) for name, measures in (embedding or {}).items()}
+    through = embedding if exchanged is None else exchanged
     return Comparison(
+        slices=compare_slices(
+            label_N,
+            user_N,
+            p_click,
+            slices or {},
+            baseline=baseline,
+            placebo=placebo,
+            confidence=confidence,
+        ),
+        embedding=embedding,
+        exchange=exchange_rates(
+            {name: embedding[name] for name in through},
+            {row.name: row.auc for row in rows},
+            confidence=confidence,
+        ),
         rows=rows,
         baseline=baseline,
         controls=trained_controls,
@@ -112,6 +139,7 @@ def _row(
     user_N: np.ndarray,
     p_click: Sequence[ArrayLike],
     estimate: Estimate,
+    auc_by_seed: tuple[float, ...],
     baseline: HolmResult,
     placebo: HolmResult | None,
     confidence: float,
@@ -122,6 +150,7 @@ def _row(
     return VariantResult(
         name=name,
         seeds=len(p_click),
+        auc_by_seed=auc_by_seed,
         auc=estimate.value,
         auc_low=low,
         auc_high=high,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from statistics import stdev
 
 from rich.table import Table
+
+from experiments.exchange_rate import ExchangeRate
+from experiments.slice_comparison import SliceResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,8 @@ class VariantResult:
     """AUC within users, by impressions; None where no user has both a click and a non-click."""
     grouped_auc_coverage: float = 0.0
     """Share of impressions whose users have both."""
+    auc_by_seed: tuple[float, ...] = ()
+    """AUC of each trained model, in order of its seed."""
 
     @property
     def above_baseline(self) -> bool:
@@ -95,6 +101,12 @@ class Comparison:
     """Clicked ones among them."""
     users: int
     """Users, the units of every interval."""
+    slices: tuple[SliceResult, ...] = ()
+    """Every variant on every part of the test impressions, part by part."""
+    embedding: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Metrics of the vectors, measured without clicks, by variant; none where it has no vectors."""
+    exchange: tuple[ExchangeRate, ...] = ()
+    """What a point of each embedding metric buys in click AUC."""
 
     def __getitem__(self, name: str) -> VariantResult:
         """Return the row of one variant.
@@ -119,10 +131,21 @@ class Comparison:
         rows = [row for row in self.rows if row.name not in set_apart]
         return tuple(sorted(rows, key=lambda row: -row.auc))
 
+    @property
+    def seed_noise_known(self) -> bool:
+        """Whether intervals contain the noise of training again: some variant has two seeds."""
+        return any(row.seeds > 1 for row in self.rows)
+
     def verdict(self) -> str:
-        """Say in a sentence or three what ships, what the placebos gain, and what loses."""
+        """Say in a few sentences what ships, what the placebos gain, and what loses."""
         shipping = [row for row in self.candidates if row.ships]
-        if shipping:
+        if self.placebo is None and self.candidates:
+            best = self.candidates[0]
+            parts = [
+                "No verdict is possible without a placebo: a gain may be capacity alone. The best, "
+                f"{best.name}, {self.describe(best.name)}."
+            ]
+        elif shipping:
             parts = [f"{shipping[0].name} ships: {self.describe(shipping[0].name)}."]
             if len(shipping) > 1:
                 parts.append(f"So would {_listed([row.name for row in shipping[1:]])}.")
@@ -140,6 +163,8 @@ class Comparison:
                 f"Capacity alone ({self.placebo}, vectors without meaning) is worth "
                 f"{self.capacity.delta_auc:+.4f}."
             )
+        if not self.seed_noise_known and len(self.rows) > 1:
+            parts.append("One seed each: the intervals leave out that training again differs.")
         parts += [] if self.leak_warning() is None else [str(self.leak_warning())]
         return " ".join(parts)
 
@@ -154,7 +179,7 @@ class Comparison:
             self.baseline, row.delta_auc, row.delta_auc_low, row.delta_auc_high
         )
         if row.delta_placebo is None or row.delta_placebo_low is None:
-            return f"{text}; no placebo was trained, so meaning cannot be told from capacity"
+            return text
         assert row.delta_placebo_high is not None
         return f"{text}, and " + _against(
             f"{self.placebo} (the better placebo)",
@@ -189,8 +214,19 @@ class Comparison:
         """
         out: dict[str, float] = {}
         for row in self.rows:
-            figures = {k: v for k, v in asdict(row).items() if k != "name" and v is not None}
+            figures = {k: v for k, v in asdict(row).items() if isinstance(v, int | float)}
             out |= {f"{row.name}.{key}": float(value) for key, value in figures.items()}
+            if row.seeds > 1:
+                out[f"{row.name}.auc_seed_sd"] = stdev(row.auc_by_seed)
+        for part in self.slices:
+            figures = {k: v for k, v in asdict(part).items() if isinstance(v, int | float)}
+            at = f"{part.variant}.slice.{part.slice}"
+            out |= {f"{at}.{key}": float(value) for key, value in figures.items()}
+        for rate in self.exchange:
+            figures = {k: v for k, v in asdict(rate).items() if isinstance(v, int | float)}
+            at = f"exchange.{rate.measure}"
+            out |= {f"{at}.{key}": value for key, value in figures.items()}
+            out[f"{at}.points"] = float(len(rate.points))
         if self.capacity is not None:
             for key in ("delta_auc", "delta_auc_low", "delta_auc_high"):
                 out[f"capacity.{key}"] = getattr(self.capacity, key)
@@ -213,8 +249,20 @@ class Comparison:
         """
         data = json.loads(text)
         try:
-            rows = tuple(VariantResult(**row) for row in data.pop("rows"))
-            return cls(rows=rows, controls=tuple(data.pop("controls")), **data)
+            rows = tuple(
+                VariantResult(**{**row, "auc_by_seed": tuple(row["auc_by_seed"])})
+                for row in data.pop("rows")
+            )
+            return cls(
+                rows=rows,
+                controls=tuple(data.pop("controls")),
+                slices=tuple(SliceResult(**part) for part in data.pop("slices")),
+                exchange=tuple(
+                    ExchangeRate(**{**rate, "points": tuple(rate["points"])})
+                    for rate in data.pop("exchange")
+                ),
+                **data,
+            )
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"not a comparison of this version of adtower ({error}); compare again to renew it"
@@ -248,6 +296,27 @@ class Comparison:
                 f"{row.calibration_ratio:.3f}",
                 "" if row.grouped_auc is None else f"{row.grouped_auc:.4f}",
             )
+        return table
+
+    def slice_table(self) -> Table | None:
+        """Return one row a variant and one column a slice: the difference to the baseline."""
+        shown = [part for part in self.slices if part.delta_auc is not None]
+        if not shown:
+            return None
+        names = list(dict.fromkeys(part.slice for part in shown))
+        percent = f"{self.confidence:.0%}"
+        table = Table(
+            "variant", title=f"AUC against {self.baseline} by slice ({percent}, not adjusted)"
+        )
+        for name in names:
+            clicks = next(part.clicks for part in shown if part.slice == name)
+            table.add_column(f"{name.replace('_', ' ')}, {clicks:,} clicks", justify="right")
+        for variant in dict.fromkeys(part.variant for part in shown):
+            own = {part.slice: part for part in shown if part.variant == variant}
+            cells = [
+                _cell(own[n].delta_auc, own[n].delta_auc_low, own[n].delta_auc_high) for n in names
+            ]
+            table.add_row(variant, *cells)
         return table
 
 

@@ -89,14 +89,22 @@ class RunConfig(BaseModel):
     """The simulated A/B test, run where the dataset knows the truth of its clicks."""
     simulate: bool = True
     """Whether to run that test."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of each training; another number changes the last digits of the figures."""
+    workers: int | None = Field(default=None, ge=1)
+    """Click models trained at once, which changes no figure; by default what the machine bears."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """What these trainings may take together; by default four fifths of the free memory."""
     tracking_uri: str | None = None
     """MLflow tracking URI; by default a sqlite file beside the run folder."""
     track: bool = True
     """Whether MLflow is written at all; the run folder is complete either way."""
+    tracking_required: bool = False
+    """Refuse to begin where MLflow cannot be reached; otherwise a warning, and it catches up."""
 
     def identity(self, data_fingerprint: str) -> dict[str, object]:
         """Return what makes two runs the same run: settings and data, not where they are kept."""
-        settings = self.model_dump(
-            mode="json", exclude={"data", "out", "overwrite", "track", "tracking_uri"}
-        )
+        elsewhere = {"data", "out", "overwrite", "track", "tracking_uri", "tracking_required"}
+        budget = {"workers", "memory_gb"}
+        settings = self.model_dump(mode="json", exclude=elsewhere | budget)
         return {"settings": settings, "data": data_fingerprint}

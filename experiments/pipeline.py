@@ -5,6 +5,7 @@ Shape letters: N impressions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from experiments.ab_test import AbResult, simulate_ab
-from experiments.compare import Comparison, compare_variants
+from experiments.ab_result import AbResult
+from experiments.comparison import Comparison
 from experiments.config import AbConfig, RunConfig
 from experiments.marketplace.world import World
 from experiments.progress import Progress, Silent
@@ -28,11 +29,12 @@ from experiments.records import (
     write_metrics,
 )
 from experiments.run_folder import RunFolder
+from experiments.schedule_trainings import Training, plan_workers, train_in_processes
+from experiments.simulate_config import SimulateConfig
+from experiments.simulation import run_ab
 from experiments.slices import test_slices
-from experiments.training import Parts, Trained, train_once
+from experiments.training import Parts, Trained, train_once, trained_at
 from experiments.variants import (
-    BASELINE,
-    CONTROLS,
     REGISTRY,
     STANDARD,
     Variant,
@@ -152,17 +154,71 @@ class Run:
             )
         return self._joined[variant.vectors]
 
-    def train(self, variant: Variant) -> list[Trained]:
-        """Train a variant once a seed."""
-        vectors = self.joined(variant)
-        trained = []
-        for seed in range(self.config.seeds):
-            label = f"{variant.name}, seed {seed}" if self.config.seeds > 1 else variant.name
-            with self.progress.stage(label) as report:
-                trained.append(
-                    train_once(variant, seed, self.parts, vectors, self.config, self.folder, report)
+    def train_all(
+        self, on_trained: Callable[[Trained], None] = lambda trained: None
+    ) -> dict[str, list[Trained]]:
+        """Train every variant once a seed, several at once where that is worth it.
+
+        Args:
+            on_trained: Called with each model that was not there yet, as soon as it is.
+
+        Returns:
+            By variant, one model a seed.
+        """
+        missing = [
+            Training(variant=variant, seed=seed)
+            for variant in self.variants
+            for seed in range(self.config.seeds)
+            if not self._is_trained(variant, seed)
+        ]
+        # Encoders are trained first, with all cores to themselves.
+        vectors: dict[VectorSource, Vectors] = {}
+        for one in missing:
+            joined = self.joined(one.variant)
+            if joined is not None and one.variant.vectors is not None:
+                vectors[one.variant.vectors] = joined
+        workers = 1
+        if missing:
+            workers = plan_workers(len(missing), self.parts, list(vectors.values()), self.config)
+        if workers == 1:
+            for one in missing:
+                on_trained(self.train_one(one.variant, one.seed))
+        else:
+            stage = f"{len(missing)} click models, {workers} at once"
+            with self.progress.stage(stage) as report:
+                done = itertools.count(1)
+
+                def trained_one(trained: Trained) -> None:
+                    name = f"{trained.variant.name}, seed {trained.seed}"
+                    report(next(done), len(missing), f"{name}: {trained.seconds:.0f} s")
+                    on_trained(trained)
+
+                train_in_processes(
+                    missing,
+                    self.parts,
+                    vectors,
+                    self.config,
+                    self.folder,
+                    workers,
+                    on_trained=trained_one,
                 )
-        return trained
+        return {variant.name: self.train(variant) for variant in self.variants}
+
+    def train(self, variant: Variant) -> list[Trained]:
+        """Train a variant once a seed, or read what was trained before."""
+        return [self.train_one(variant, seed) for seed in range(self.config.seeds)]
+
+    def train_one(self, variant: Variant, seed: int) -> Trained:
+        """Train a variant with one seed, or read what was trained before."""
+        given = (variant, seed, self.parts, self.joined(variant), self.config, self.folder)
+        if self._is_trained(variant, seed):
+            return train_once(*given)
+        label = f"{variant.name}, seed {seed}" if self.config.seeds > 1 else variant.name
+        with self.progress.stage(label) as report:
+            return train_once(*given, report)
+
+    def _is_trained(self, variant: Variant, seed: int) -> bool:
+        return (self.folder.path / trained_at(variant, seed)).is_dir()
 
     def scorer(self, trained: Trained) -> Scorer:
         """Return the function from raw impression rows to pCTR that serves a variant."""
@@ -187,14 +243,15 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
     Raises:
         ValueError: If the dataset, a variant or the folder will not do; nothing is left behind.
     """
+    from experiments.run_comparison import compare_run
     from experiments.run_report import write_run_report
 
     line = Run(config, progress)
-    trained = {variant.name: line.train(variant) for variant in line.variants}
+    trained = line.train_all()
     sources: dict[VectorSource, None] = {v.vectors: None for v in line.variants if v.vectors}
     with line.progress.stage("judging the vectors"):
         evaluation = line.vectors.evaluate(sources)
-    comparison = _compare(line, trained)
+    comparison = compare_run(line, trained, evaluation)
     ab = _simulate(line, trained)
     metrics = _metrics(line, trained, comparison, evaluation, ab)
     write_metrics(line.folder.path / METRICS, metrics)
@@ -303,27 +360,6 @@ def offline_metrics(
     return measures | {f"slice.{key}": value for key, value in slices.items()}
 
 
-def _compare(line: Run, trained: dict[str, list[Trained]]) -> Comparison | None:
-    if BASELINE not in trained or len(trained) < 2:
-        line.left_out["comparison"] = (
-            f"a comparison needs {BASELINE} and at least one other variant; "
-            f"trained were {', '.join(trained)}"
-        )
-        return None
-    test = line.parts.test
-    assert test.label_N is not None
-    comparison = compare_variants(
-        test.label_N,
-        test.user_N,
-        {name: [one.p_test_N for one in seeds] for name, seeds in trained.items()},
-        baseline=BASELINE,
-        controls=[name for name in CONTROLS if name in trained],
-        confidence=line.config.confidence,
-    )
-    write_bytes(line.folder.path / "comparison.json", comparison.to_json().encode())
-    return comparison
-
-
 def _simulate(line: Run, trained: dict[str, list[Trained]]) -> AbResult | None:
     if not line.config.simulate:
         line.left_out["ab"] = "the run was told not to simulate"
@@ -355,16 +391,19 @@ def ab_between(line: Run, control: Trained, treatment: Trained, ab: AbConfig) ->
             "rankings would have earned; a simulated A/B test needs data from `adtower data make` "
             "or `adtower data simulate`"
         )
-    with line.progress.stage("simulated A/B test"):
-        return simulate_ab(
-            World.load(truth),
-            line.scorer(control),
-            line.scorer(treatment),
-            requests=ab.requests,
-            seed=line.config.seed + 7,
-            salt=ab.salt,
-            confidence=line.config.confidence,
-        )
+    settings = SimulateConfig.model_validate(
+        {**ab.model_dump(), "confidence": line.config.confidence}
+    )
+    return run_ab(
+        World.load(truth),
+        line.scorer(control),
+        line.scorer(treatment),
+        settings,
+        seed=line.config.seed + 7,
+        folder=line.folder.path,
+        data=line.dataset.fingerprint(),
+        progress=line.progress,
+    )
 
 
 def truth_folder(dataset: Dataset) -> Path | None:

@@ -76,6 +76,11 @@ def print_run(result: RunResult) -> None:
 def print_comparison(comparison: Comparison) -> None:
     """Print the variants with their intervals, and the verdict."""
     print_table(comparison.table())
+    slices = comparison.slice_table()
+    if slices is not None:
+        print_table(slices)
+    for rate in comparison.exchange:
+        say(f"exchange rate: {rate.in_words()}")
     say(comparison.verdict())
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from experiments.config import RunConfig
 from experiments.records import read_json, write_json
@@ -44,6 +49,8 @@ class Trained:
     """Wall time of the fit."""
     parameters: int
     """Learned numbers, id tables included."""
+    peak_bytes: int
+    """Most memory that the process held which fitted it, from its start to then."""
     curve: list[dict[str, float]]
     """Validation checks in order; empty for models that have none."""
 
@@ -70,6 +77,26 @@ def new_model(variant: Variant, config: RunConfig) -> ClickModel:
     )
 
 
+def trained_at(variant: Variant, seed: int) -> str:
+    """Return where a run folder keeps a fitted model."""
+    return f"variants/{variant.name}/seed{seed}"
+
+
+@contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """Let torch, OpenMP and BLAS use so many threads while the block lasts.
+
+    Sums are split over the threads, so another number of them gives other last digits.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(limits=threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def train_once(
     variant: Variant,
     seed: int,
@@ -88,32 +115,35 @@ def train_once(
     def fit(at: Path) -> None:
         at.mkdir(parents=True)
         began = time.monotonic()
-        model = new_model(variant, config).fit(
-            parts.train,
-            parts.validation,
-            vectors,
-            seed=config.seed + 1000 * seed,
-            progress=progress,
-        )
-        seconds = time.monotonic() - began
-        model.save_(at / "model")
-        held_out = {"validation": parts.validation, "test": parts.test}
-        pl.concat(
-            pl.DataFrame({"p_click": model.predict_proba(rows, vectors)}).with_columns(
-                part=pl.lit(part)
+        with limited_threads(config.threads):
+            model = new_model(variant, config).fit(
+                parts.train,
+                parts.validation,
+                vectors,
+                seed=config.seed + 1000 * seed,
+                progress=progress,
             )
-            for part, rows in held_out.items()
-        ).write_parquet(at / "predictions.parquet")
+            seconds = time.monotonic() - began
+            held_out = {"validation": parts.validation, "test": parts.test}
+            predicted = pl.concat(
+                pl.DataFrame({"p_click": model.predict_proba(rows, vectors)}).with_columns(
+                    part=pl.lit(part)
+                )
+                for part, rows in held_out.items()
+            )
+        model.save_(at / "model")
+        predicted.write_parquet(at / "predictions.parquet")
         write_json(
             at / "training.json",
             {
                 "seconds": round(seconds, 2),
                 "parameters": _parameters(model),
+                "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
                 "curve": _curve(model),
             },
         )
 
-    at = folder.once(f"variants/{variant.name}/seed{seed}", fit)
+    at = folder.once(trained_at(variant, seed), fit)
     predictions = pl.read_parquet(at / "predictions.parquet")
     facts = read_json(at / "training.json")
     by_part = {

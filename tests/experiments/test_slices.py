@@ -73,3 +73,12 @@ def test_each_pair_of_slices_covers_every_row_once():
         ("no_history", "with_history"),
     ):
         assert (found[one] ^ found[other]).all()
+
+
+def test_missing_images_are_a_slice_where_some_products_have_one():
+    pictured_P = np.array([True] * 9 + [False])
+    found = slices.test_slices(TRAIN, TEST, pictured_P)
+    # Product 9 has no image, and the last product is none of the catalogue.
+    assert found["missing_image"].tolist() == [False, True, False, True]
+    assert found["with_image"].tolist() == [True, False, True, False]
+    assert "with_image" not in slices.test_slices(TRAIN, TEST, np.ones(10, bool))
