@@ -1,4 +1,4 @@
-"""Fine-tuning the judge: batches of like length, an average of the weights, a state to go on from.
+"""Fine-tuning the judge: batches of like length, one loss, a state to go on from.
 
 Shape letters: N labelled pairs, B pairs of a batch, C dense columns, K = 3 classes.
 """
@@ -61,8 +61,6 @@ class JudgeConfig(BaseModel):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     rating_weight: float = Field(default=1.0, ge=0)
     """Weight of the rating's loss beside the classes', where the labels have ratings."""
-    average: float = Field(default=0.998, ge=0, lt=1)
-    """Share of the averaged weights that stays at each step; 0 keeps the last weights."""
 
 
 def judge_loss(
@@ -132,11 +130,9 @@ def fit_(
     """
     trained = trained_groups(network, config)
     optimizer = adamw(trained, config.weight_decay)
-    parameters = [p for group, _ in trained for p in group]
-    kept = {id(parameter) for parameter in parameters}
+    kept = {id(parameter) for group, _ in trained for parameter in group}
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in kept)
-    average = [parameter.detach().clone() for parameter in parameters]
     names = training_state.trained_names(network)
     found = None if state is None else training_state.read_state_of(state, identity)
     step, losses, arithmetic = 0, [], None
@@ -144,8 +140,6 @@ def fit_(
         tensors, record = found
         training_state.put_back_("network", network, names, tensors)
         training_state.restore_optimizer_(optimizer, tensors)
-        for place, tensor in enumerate(average):
-            tensor.copy_(tensors[f"average.{place}"])
         step, losses, arithmetic = record["step"], record["losses"], record["arithmetic"]
     precision, arithmetic = settle_arithmetic(network, arithmetic)
     per_epoch = len(data.tokens) // min(config.batch, len(data.tokens))
@@ -178,22 +172,15 @@ def fit_(
             )
         )
         step += 1
-        # The first weights must not weigh on the average: it begins as a plain mean.
-        stays = min(config.average, step / (step + 10))
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - stays)
         if progress is not None:
             recent = losses[-100:]
             progress("judge", step, steps, {"loss": sum(recent) / len(recent)})
         if state is not None and step < steps and time.monotonic() - saved > SAVE_SECONDS:
             tensors = training_state.take("network", network, names)
             tensors |= training_state.optimizer_tensors(optimizer)
-            tensors |= {f"average.{i}": tensor for i, tensor in enumerate(average)}
             record = {"identity": identity, "step": step, "losses": losses}
             training_state.write_state_(state, tensors, {**record, "arithmetic": arithmetic})
             saved = time.monotonic()
-    with torch.no_grad():
-        for parameter, mean in zip(parameters, average, strict=True):
-            parameter.copy_(mean)
     return {"loss": losses}
 
 
