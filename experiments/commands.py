@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 
-from embeddings.ranks import Ranks
+from embeddings.ranks import Ranks, apart
 from embeddings.stage1 import train_stage1
 from experiments.ab_result import AbResult
 from experiments.comparison import Comparison
@@ -27,7 +27,7 @@ from experiments.pipeline import (
 )
 from experiments.pipeline import run as run
 from experiments.progress import Progress, Silent
-from experiments.records import read_json, write_json, write_metrics
+from experiments.records import code_version, read_json, write_json, write_metrics
 from experiments.run_folder import RunFolder
 from experiments.tracking import Tracker, default_uri
 from experiments.variants import BASELINE, CONTROLS, REGISTRY, VectorSource, feasible_variants
@@ -149,8 +149,10 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
     if config.track:
         uri = config.tracking_uri or default_uri(folder.path.parent)
         settings = config.model_dump(mode="json", exclude={"data", "out"})
-        tags = {"data": dataset.fingerprint()[:16]}
-        with Tracker(uri, run_name=folder.path.name, params=settings, tags=tags) as tracker:
+        tags = {"data": dataset.fingerprint(), "code": code_version()}
+        with Tracker(
+            uri, run_name=folder.path.name, params=settings, tags=tags, run_folder=folder.path
+        ) as tracker:
             tracker.log_histories(maker.histories())
             tracker.log_metrics(figures)
     folder.finish_()
@@ -160,9 +162,32 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
 def train(config: RunConfig, progress: Progress | None = None) -> Trainings:
     """Train click models and judge them on validation rows; ``evaluate`` reads the test rows.
 
+    Under torchrun the first rank does all of this but the fits of click networks, which all ranks
+    carry out together with sharded id tables; vectors are best made before (``embed``).
+
+    Returns:
+        What was trained; without figures on all ranks but the first.
+
     Raises:
         ValueError: If the dataset, a variant or the folder will not do.
     """
+    together = Ranks.current()
+    if together.world == 1:
+        return _train(config, progress)
+    from ranking.sharded_fit import follow_, leading
+
+    jobs = config.out.with_name(f".{config.out.name}-ranks")
+    if together.rank:
+        follow_(jobs, together)
+        trainings = Trainings(folder=config.out, metrics={})
+    else:
+        with leading(jobs, together), apart():
+            trainings = _train(config, progress)
+    together.leave_()
+    return trainings
+
+
+def _train(config: RunConfig, progress: Progress | None) -> Trainings:
     line = Run(config, progress)
     validation = line.parts.validation
     metrics: dict[str, float] = {}

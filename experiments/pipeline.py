@@ -28,7 +28,7 @@ from experiments.records import (
     write_json,
     write_metrics,
 )
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, full_disk_named
 from experiments.schedule_trainings import Training, plan_workers, train_in_processes
 from experiments.simulate_config import SimulateConfig
 from experiments.simulation import run_ab
@@ -243,28 +243,31 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
     Raises:
         ValueError: If the dataset, a variant or the folder will not do; nothing is left behind.
     """
+    from experiments.mirror import mirrored
     from experiments.run_comparison import compare_run
     from experiments.run_report import write_run_report
 
     line = Run(config, progress)
-    trained = line.train_all()
-    sources: dict[VectorSource, None] = {v.vectors: None for v in line.variants if v.vectors}
-    with line.progress.stage("judging the vectors"):
-        evaluation = line.vectors.evaluate(sources)
-    comparison = compare_run(line, trained, evaluation)
-    ab = _simulate(line, trained)
-    metrics = _metrics(line, trained, comparison, evaluation, ab)
-    write_metrics(line.folder.path / METRICS, metrics)
-    result = RunResult(
-        folder=line.folder.path,
-        comparison=comparison,
-        embedding_evaluation=evaluation,
-        ab=ab,
-        metrics=metrics,
-        left_out=line.left_out,
-    )
-    with line.progress.stage("report"):
-        write_run_report(line, trained, result)
+    with full_disk_named(line.folder.path, "for the run"), mirrored(line) as mirror:
+        trained = line.train_all(mirror.trained)
+        sources: dict[VectorSource, None] = {v.vectors: None for v in line.variants if v.vectors}
+        with line.progress.stage("judging the vectors"):
+            evaluation = line.vectors.evaluate(sources)
+        comparison = compare_run(line, trained, evaluation)
+        ab = _simulate(line, trained)
+        metrics = _metrics(line, trained, comparison, evaluation, ab)
+        write_metrics(line.folder.path / METRICS, metrics)
+        result = RunResult(
+            folder=line.folder.path,
+            comparison=comparison,
+            embedding_evaluation=evaluation,
+            ab=ab,
+            metrics=metrics,
+            left_out=line.left_out,
+        )
+        with line.progress.stage("report"):
+            write_run_report(line, trained, result)
+        mirror.finished(trained, result)
     line.folder.finish_(left_out=line.left_out)
     return result
 

@@ -228,6 +228,17 @@ def collect_environment() -> Environment:
     )
 
 
+def code_version() -> str:
+    """Return the commit of the running code, or the version of the installed package.
+
+    A commit whose tracked files were changed since ends in ``+changed``.
+    """
+    state = _git_state(Path(__file__).parent)
+    if state is None:
+        return f"adtower {_versions().get('adtower', 'of unknown version')}"
+    return state.commit + ("+changed" if state.changed else "")
+
+
 def _unfit_numbers(value: Any, at: str = "") -> dict[str, float]:
     """NaN and infinities anywhere in a JSON value, by their dotted place."""
     if isinstance(value, Mapping):

@@ -6,8 +6,10 @@ goes on where it stopped if asked for the same run, and is refused for another.
 
 from __future__ import annotations
 
+import errno
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,14 +104,39 @@ class RunFolder:
         if partial.is_dir():
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
-        make(partial)
-        partial.rename(final)
+        with full_disk_named(self.path, f"for {name}"):
+            make(partial)
+            partial.rename(final)
         return final
 
     def finish_(self, **facts: Any) -> None:
         """Mark the run finished, with ``facts`` to remember beside its identity."""
         state = read_json(self.path / STATE)
         write_json(self.path / STATE, {**state, **facts, "state": "finished"})
+
+
+@contextmanager
+def full_disk_named(path: Path, what: str) -> Iterator[None]:
+    """Say what could not be written, and what to do, where no space is left on the disk.
+
+    Args:
+        path: The run's folder.
+        what: What was being written, as "for the report".
+
+    Raises:
+        OSError: With the number ENOSPC, instead of whatever the writer raised.
+    """
+    try:
+        yield
+    # Polars raises an error of its own for a full disk, which holds the number in its text alone.
+    except Exception as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "(os error 28)" not in str(error):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"no space is left {what} in {path}. Free some and repeat the command: what is "
+            "finished is kept, and the rest is made",
+        ) from error
 
 
 def _changes(old: Any, new: Any, at: str = "") -> list[str]:

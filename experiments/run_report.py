@@ -1,4 +1,4 @@
-"""What a run leaves for its readers: figures, curves, costs, notes, the page, and MLflow."""
+"""What a run leaves for its readers: figures, curves, costs, notes and the page."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from experiments.figures import (
     training_curves,
 )
 from experiments.forest import ForestRow, Interval, LiftRow, ab_forest, variant_forest
-from experiments.records import METRICS, write_json
-from experiments.report import REPORT, write_report
+from experiments.records import write_json
+from experiments.report import write_report
 from experiments.report_content import (
     NOTES,
     TRAINING,
@@ -30,7 +30,6 @@ from experiments.report_content import (
     curve_of_history,
     write_figure,
 )
-from experiments.tracking import Tracker, default_uri
 from experiments.variants import CONTROLS, VectorSource
 from ranking.calibration import reliability_curve
 
@@ -44,7 +43,7 @@ AB_NAMES = {"ctr": "CTR", "cvr": "CVR", "rpm": "revenue per mille"}
 
 
 def write_run_report(line: Run, trained: TrainedByName, result: RunResult) -> None:
-    """Draw the figures of a run, write its records and its page, and mirror it in MLflow."""
+    """Draw the figures of a run, write its records and its page."""
     curves = _curves(line, trained)
     write_json(
         line.folder.path / TRAINING, TrainingRecord(curves=curves, costs=_costs(line, trained))
@@ -62,8 +61,6 @@ def write_run_report(line: Run, trained: TrainedByName, result: RunResult) -> No
         )
     write_json(line.folder.path / NOTES, _notes(line, result))
     write_report(line.folder.path)
-    if line.config.track:
-        _mirror(line, trained, result)
 
 
 def _forest(line: Run, trained: TrainedByName, result: RunResult) -> None:
@@ -252,32 +249,3 @@ def _notes(line: Run, result: RunResult) -> Notes:
         limits=tuple(limits),
         left_out=line.left_out,
     )
-
-
-def _mirror(line: Run, trained: TrainedByName, result: RunResult) -> None:
-    uri = line.config.tracking_uri or default_uri(line.folder.path.parent)
-    tags = {"data": line.dataset.fingerprint()[:16]}
-    with Tracker(
-        uri,
-        run_name=line.folder.path.name,
-        params=line.config.model_dump(mode="json", exclude={"data", "out"}),
-        tags=tags,
-    ) as tracker:
-        for name, seeds in trained.items():
-            vectors = line.joined(seeds[0].variant)
-            fingerprint = {"vectors": vectors.fingerprint[:16]} if vectors else {}
-            with tracker.variant(name, tags={**tags, **fingerprint}) as child:
-                child.log_metrics(_figures_of(name, result))
-                for check, row in enumerate(seeds[0].curve):
-                    child.log_metrics(row, step=check)
-        tracker.log_histories(line.vectors.histories())
-        tracker.log_metrics(_figures_of("ab", result) | _figures_of("oracle", result))
-        tracker.log_artifacts([line.folder.path / METRICS, line.folder.path / REPORT])
-
-
-def _figures_of(name: str, result: RunResult) -> dict[str, float]:
-    return {
-        key.removeprefix(f"{name}."): value
-        for key, value in result.metrics.items()
-        if key.startswith(f"{name}.")
-    }

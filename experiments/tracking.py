@@ -1,47 +1,46 @@
 """Mirror a run in MLflow: one parent run, one child a variant, in a sqlite file by default.
 
 The run folder is the record; MLflow is a copy for those who browse many runs. So a store that
-cannot be reached costs a warning and nothing else: training goes on, and nothing is written there.
+cannot be reached costs a warning and nothing else: training goes on, what there is to tell waits
+in the run folder, and the store catches up when it answers again or with ``adtower track replay``.
 What is tracked must be right, though: a NaN is refused, whether or not the store can be reached.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from experiments.records import finite_metrics
+from experiments.tracking_journal import Journal
+from experiments.tracking_store import Store, default_uri, process_tags
 
-DATABASE = "mlflow.db"
+__all__ = ["Tracker", "TrackingUnavailable", "VariantRun", "default_uri", "replay"]
+
 EXPERIMENT = "adtower"
-BATCH = 1000
-"""Most metrics that MLflow takes in one call."""
+SPOOL = "tracking"
+"""Folder of a run that keeps what is tracked."""
 LONGEST_PARAM = 6000
 """Most characters that MLflow takes in a parameter."""
-LOCK_SECONDS = 120.0
+RETRY_SECONDS = 30.0
+"""How long a store that failed is left alone."""
 
 
 class TrackingUnavailable(UserWarning):
     """The store could not be reached; the run goes on without it."""
 
 
-def default_uri(runs: Path | str) -> str:
-    """Return the URI of the sqlite file that tracks the runs of one folder."""
-    return f"sqlite:///{Path(runs).resolve() / DATABASE}"
-
-
 class Tracker:
     """Writes one run, and its variants below it, to MLflow.
 
     Use it as a context: the run is FINISHED at its end, and FAILED where an exception leaves it.
-    MLflow is imported when the run begins (about a second), never before.
+    A run that was killed is taken up again under its old id. MLflow is imported when the run begins
+    (about a second), never before.
     """
 
     def __init__(
@@ -52,6 +51,8 @@ class Tracker:
         experiment: str = EXPERIMENT,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
+        run_folder: Path | None = None,
+        required: bool = False,
     ) -> None:
         """Store the settings; nothing is opened yet.
 
@@ -62,6 +63,8 @@ class Tracker:
             experiment: The list it stands in.
             params: Settings; nested ones get dotted names.
             tags: Fingerprints of data and vectors, git commit, and the like.
+            run_folder: Where to keep what the store has not taken; None keeps it in memory.
+            required: Refuse to begin where the store cannot be reached.
 
         Raises:
             ValueError: If the URI is empty.
@@ -73,27 +76,54 @@ class Tracker:
             )
         self.uri = uri
         self.run_name = run_name
-        self.experiment = experiment
-        self.params = dict(params or {})
-        self.tags = dict(tags or {})
-        self.run_id_: str | None = None
-        """Id of the run in MLflow; None while nothing is tracked."""
-        self._client: Any = None
-        self._experiment_id = ""
+        self.params = {
+            _safe(key): str(value)[:LONGEST_PARAM] for key, value in _flat(params or {}).items()
+        }
+        self.tags = {key: str(value) for key, value in (tags or {}).items() if value}
+        self.required = required
+        self._experiment = experiment
+        self._spool = None if run_folder is None else run_folder / SPOOL
+        self._journal: Journal | None = None
+        self._store: Store | None = None
+        self._retry_at = 0.0
+        self._warned = False
+        self._open_children: list[str] = []
 
-    def __enter__(self) -> Tracker:
-        self._try(self._open)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        run_id, self.run_id_ = self.run_id_, None
-        if run_id is not None:
-            self._end(run_id, failed=kind is not None)
+    @property
+    def run_id_(self) -> str | None:
+        """Id of the run in MLflow; None while MLflow has not heard of it."""
+        return None if self._journal is None else self._journal.run_id("")
 
     @property
     def reachable(self) -> bool:
-        """Whether what is logged arrives anywhere."""
-        return self._client is not None
+        """Whether what was logged last arrived."""
+        return self._store is not None
+
+    def __enter__(self) -> Tracker:
+        """Begin the run, or take it up.
+
+        Raises:
+            ValueError: If the store is required and cannot be reached.
+        """
+        self._journal = Journal(self._spool, uri=self.uri, experiment=self._experiment)
+        self._journal.begin("", self.run_name, self.params, {**self.tags, **process_tags()})
+        error = self._send()
+        if error is not None and self.required:
+            raise ValueError(
+                f"MLflow at {self.uri} cannot be used ({_in_words(error)}), and tracking is "
+                "required; nothing was trained. Start the server, correct --tracking-uri, or run "
+                "without --tracking-required: what is tracked then waits in the run folder"
+            ) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._journal is not None
+        status = "FINISHED" if kind is None else "FAILED"
+        for key in [*self._open_children, ""]:
+            self._journal.end(key, status)
+        self._open_children.clear()
+        self._retry_at = 0.0
+        self._send()
 
     @contextmanager
     def variant(
@@ -113,15 +143,37 @@ class Tracker:
         Yields:
             What its figures are logged to.
         """
-        parent = {"mlflow.parentRunId": self.run_id_ or ""}
-        run_id = self._try(lambda: self._create(name, params or {}, {**(tags or {}), **parent}))
-        failed = True
+        child = self.begin_variant(name, params=params, tags=tags)
+        status = "FAILED"
         try:
-            yield VariantRun(self, run_id)
-            failed = False
+            yield child
+            status = "FINISHED"
         finally:
-            if run_id is not None:
-                self._end(run_id, failed=failed)
+            self._open_children.remove(name)
+            self._told().end(name, status)
+            self._send()
+
+    def begin_variant(
+        self,
+        name: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> VariantRun:
+        """Begin a variant's run, which ends with this one, or return it if it has begun.
+
+        Args:
+            name: Name of the variant.
+            params: Its settings.
+            tags: Its fingerprints.
+        """
+        if name not in self._open_children:
+            flat = {_safe(k): str(v)[:LONGEST_PARAM] for k, v in _flat(params or {}).items()}
+            labels = {key: str(value) for key, value in (tags or {}).items() if value}
+            self._told().begin(name, name, flat, {**labels, **process_tags()})
+            self._open_children.append(name)
+            self._send()
+        return VariantRun(self, name)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Log figures of the whole run, many in one call.
@@ -134,7 +186,7 @@ class Tracker:
             ValueError: If a value is NaN, infinite or no number; the message names each. MLflow
                 itself would store infinity as 1.8e308.
         """
-        self._log(self.run_id_, [(name, value, step) for name, value in metrics.items()])
+        self._log("", [(name, value, step) for name, value in metrics.items()])
 
     def log_curve(self, name: str, value_by_step: Mapping[int, float]) -> None:
         """Log one figure at many steps.
@@ -146,7 +198,7 @@ class Tracker:
         Raises:
             ValueError: As ``log_metrics``.
         """
-        self._log(self.run_id_, [(name, value, step) for step, value in value_by_step.items()])
+        self._log("", [(name, value, step) for step, value in value_by_step.items()])
 
     def log_histories(self, histories: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
         """Log what training wrote down at each step, as ``STAGE.METRIC``.
@@ -155,10 +207,14 @@ class Tracker:
             histories: By stage and metric, a value a step. A value that is no number (an AUC of a
                 batch without a mismatch) is left out of its curve.
         """
-        for stage, history in histories.items():
-            for name, values in history.items():
-                curve = {step: v for step, v in enumerate(values, 1) if math.isfinite(v)}
-                self.log_curve(f"{stage}.{name}", curve)
+        rows = [
+            (f"{stage}.{name}", value, step)
+            for stage, history in histories.items()
+            for name, values in history.items()
+            for step, value in enumerate(values, 1)
+            if math.isfinite(value)
+        ]
+        self._log("", rows)
 
     def log_artifacts(self, paths: Sequence[Path | str]) -> None:
         """Copy files to the run, such as ``report.html`` and ``metrics.json``.
@@ -169,127 +225,118 @@ class Tracker:
         missing = [str(path) for path in paths if not Path(path).is_file()]
         if missing:
             raise FileNotFoundError(f"nothing to track at {', '.join(missing)}")
-        run_id = self.run_id_
-        if run_id is not None:
-            for path in paths:
-                self._try(lambda path=path: self._client.log_artifact(run_id, str(path)))
+        for path in paths:
+            self._told().artifact("", Path(path))
+        self._send()
 
-    def _log(self, run_id: str | None, rows: Sequence[tuple[str, Any, int]]) -> None:
+    def _log(self, key: str, rows: Sequence[tuple[str, Any, int]]) -> None:
         for name, value, step in rows:
             finite_metrics({f"{name} at step {step}" if step else name: value}, "MLflow")
-        if run_id is None or not self.reachable:
-            return
-        from mlflow.entities import Metric
+        self._told().metrics(key, [(_safe(name), float(value), step) for name, value, step in rows])
+        self._send()
 
-        now = int(time.time() * 1000)
-        metrics = [Metric(_safe(name), float(value), now, step) for name, value, step in rows]
-        for start in range(0, len(metrics), BATCH):
-            batch = metrics[start : start + BATCH]
-            self._try(lambda batch=batch: self._client.log_batch(run_id, metrics=batch))
+    def _told(self) -> Journal:
+        if self._journal is None:
+            raise ValueError("the tracker has not begun; use it as `with Tracker(...) as tracker:`")
+        return self._journal
 
-    def _open(self) -> None:
-        mlflow = _import_mlflow()
-        with _first_use_alone(self.uri):
-            client = mlflow.MlflowClient(tracking_uri=self.uri)
-            known = client.get_experiment_by_name(self.experiment)
-            self._experiment_id = (
-                known.experiment_id
-                if known is not None
-                else client.create_experiment(self.experiment, artifact_location=_files(self.uri))
-            )
-        self._client = client
-        self.run_id_ = self._create(self.run_name, self.params, self.tags)
-
-    def _create(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-        from mlflow.entities import Param, RunTag
-
-        run_id = self._client.create_run(self._experiment_id, run_name=name).info.run_id
-        flat = [
-            Param(_safe(key), str(value)[:LONGEST_PARAM]) for key, value in _flat(params).items()
-        ]
-        labels = [RunTag(key, str(value)) for key, value in tags.items() if value]
-        for start in range(0, max(len(flat), 1), 100):
-            self._client.log_batch(run_id, params=flat[start : start + 100], tags=labels)
-        return run_id
-
-    def _end(self, run_id: str, *, failed: bool) -> None:
-        status = "FAILED" if failed else "FINISHED"
-        self._try(lambda: self._client.set_terminated(run_id, status))
-
-    def _try(self, call: Callable[[], Any]) -> Any:
-        """Do what needs the store; where the store fails, warn once and stop using it."""
-        if self._client is None and call != self._open:
+    def _send(self) -> Exception | None:
+        """Send what waits; where the store fails, warn once and leave it alone for a while."""
+        journal = self._told()
+        if time.monotonic() < self._retry_at:
             return None
         try:
-            # MLflow 3.17 calls what its own dependencies have deprecated; no caller can mend that.
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                return call()
+            if self._store is None:
+                self._store = Store(self.uri, journal.experiment)
+                self._store.send(journal)
+                self._store.reap()
+            else:
+                self._store.send(journal)
         # Whatever the store's library raises (sqlite, HTTP, its own): training matters more.
         except Exception as error:  # noqa: BLE001
-            self._client = self.run_id_ = None
-            warnings.warn(
-                f"MLflow at {self.uri} cannot be used ({type(error).__name__}: {error}). The run "
-                "goes on; nothing more of it is tracked, and its folder holds everything. Check "
-                "the path or the server, or run without tracking",
-                TrackingUnavailable,
-                stacklevel=3,
+            self._store = None
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            if not self._warned and not self.required:
+                self._warn(error)
+            return error
+        return None
+
+    def _warn(self, error: Exception) -> None:
+        self._warned = True
+        waits = "is lost to MLflow, while the run's folder holds everything"
+        if self._spool is not None:
+            waits = (
+                f"waits in {self._spool} and is sent when the store answers again, or by `adtower "
+                f"track replay {self._spool.parent}`"
             )
-            return None
+        warnings.warn(
+            f"MLflow at {self.uri} cannot be used ({_in_words(error)}). The run goes on; what it "
+            f"tracks {waits}. Check the path or the server, or run without tracking",
+            TrackingUnavailable,
+            stacklevel=4,
+        )
 
 
 class VariantRun:
     """A variant's run below the run that compares it; ``Tracker.variant`` makes it."""
 
-    def __init__(self, tracker: Tracker, run_id: str | None) -> None:
+    def __init__(self, tracker: Tracker, name: str) -> None:
         self._tracker = tracker
-        self.run_id = run_id
-        """Id in MLflow; None where nothing is tracked."""
+        self._name = name
+
+    @property
+    def run_id(self) -> str | None:
+        """Id in MLflow; None while MLflow has not heard of it."""
+        return self._tracker._told().run_id(self._name)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Log the variant's figures; as ``Tracker.log_metrics``."""
-        self._tracker._log(self.run_id, [(name, value, step) for name, value in metrics.items()])
+        self._tracker._log(self._name, [(name, value, step) for name, value in metrics.items()])
 
     def log_curve(self, name: str, value_by_step: Mapping[int, float]) -> None:
         """Log one of the variant's figures at many steps; as ``Tracker.log_curve``."""
-        rows = [(name, value, step) for step, value in value_by_step.items()]
-        self._tracker._log(self.run_id, rows)
+        self.log_curves({name: value_by_step})
+
+    def log_curves(self, curves: Mapping[str, Mapping[int, float]]) -> None:
+        """Log several figures at many steps in one call.
+
+        Args:
+            curves: By name, finite numbers by step.
+
+        Raises:
+            ValueError: As ``Tracker.log_metrics``.
+        """
+        rows = [(name, v, step) for name, curve in curves.items() for step, v in curve.items()]
+        self._tracker._log(self._name, rows)
 
 
-def _import_mlflow() -> Any:
-    """Import MLflow so that it neither calls home nor unpickles; both are its defaults."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    # It would announce the creation of its tables in the middle of a progress bar.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    import mlflow
+def replay(run_folder: Path) -> int:
+    """Send what a run's store has not taken yet.
 
-    return mlflow
+    Args:
+        run_folder: Folder of a run that was tracked.
 
+    Returns:
+        How many records were sent; 0 if the store had them all.
 
-@contextmanager
-def _first_use_alone(uri: str) -> Iterator[None]:
-    """Let one process at a time create a sqlite store: several at once crash in its migration."""
-    path = _sqlite_path(uri)
-    if path is None:
-        yield
-        return
-    from filelock import FileLock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
-        yield
-
-
-def _files(uri: str) -> str | None:
-    """Where artifacts go: beside a sqlite file; a server knows its own place."""
-    path = _sqlite_path(uri)
-    return None if path is None else (path.parent / "mlflow_files").resolve().as_uri()
+    Raises:
+        ValueError: If the folder was not tracked, or the store still cannot be reached.
+    """
+    journal = Journal.reopen(run_folder / SPOOL)
+    waiting = len(journal.pending)
+    if waiting:
+        try:
+            Store(journal.uri, journal.experiment).send(journal)
+        except Exception as error:
+            raise ValueError(
+                f"MLflow at {journal.uri} cannot be used ({_in_words(error)}); "
+                f"{len(journal.pending)} of {waiting} records still wait in {run_folder / SPOOL}"
+            ) from error
+    return waiting
 
 
-def _sqlite_path(uri: str) -> Path | None:
-    scheme = "sqlite:///"
-    return Path(unquote(uri.removeprefix(scheme))) if uri.startswith(scheme) else None
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _flat(params: Mapping[str, Any], at: str = "") -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -103,18 +104,148 @@ def test_without_a_store_the_run_goes_on_with_one_warning(tmp_path):
     assert len([w for w in caught if w.category is TrackingUnavailable]) == 1
 
 
-def test_a_store_lost_on_the_way_costs_one_warning(uri):
-    class Lost:
-        def __getattr__(self, name):
-            raise ConnectionError("gone")
+class Lost:
+    def __getattr__(self, name):
+        raise ConnectionError("gone")
 
-    with Tracker(uri, run_name="x") as tracker:
-        tracker._client = Lost()
-        with pytest.warns(TrackingUnavailable, match="ConnectionError: gone"):
+
+def test_a_store_lost_on_the_way_costs_one_warning_and_catches_up(uri, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    with Tracker(uri, run_name="x", run_folder=tmp_path) as tracker:
+        tracker._store.client = Lost()
+        with pytest.warns(TrackingUnavailable, match="ConnectionError: gone.*track replay"):
             tracker.log_metrics({"auc": 0.7})
-        tracker.log_metrics({"auc": 0.8})
+        # The next word opens the store again, and what waited goes first.
         with tracker.variant("dashclip") as variant:
-            variant.log_metrics({"auc": 0.7})
+            variant.log_curve("loss", {1: 0.5, 2: 0.4})
+        assert tracker.reachable
+        run_id, child_id = tracker.run_id_, variant.run_id
+    assert client(uri).get_run(run_id).data.metrics == {"auc": 0.7}
+    assert len(client(uri).get_metric_history(child_id, "loss")) == 2
+    assert tracking.replay(tmp_path) == 0
+
+
+def test_what_an_unreachable_store_missed_is_replayed_once(tmp_path):
+    blocked, run_folder = tmp_path / "store", tmp_path / "run"
+    blocked.write_text("a file where the store's folder should be")
+    report = tmp_path / "report.html"
+    report.write_text("<p>hello</p>")
+    late = default_uri(blocked)
+    with (
+        pytest.warns(TrackingUnavailable, match=f"MLflow at {late} cannot be used"),
+        Tracker(late, run_name="x", params={"seed": 3}, run_folder=run_folder) as tracker,
+    ):
+        tracker.log_metrics({"auc": 0.7})
+        tracker.log_artifacts([report])
+        with tracker.variant("dashclip") as variant:
+            variant.log_curve("loss", {1: 0.5, 2: 0.4})
+    with pytest.raises(ValueError, match="7 of 7 records still wait"):
+        tracking.replay(run_folder)
+    blocked.unlink()
+    assert tracking.replay(run_folder) == 7
+    assert tracking.replay(run_folder) == 0
+    store = client(late)
+    experiment = store.get_experiment_by_name(tracking.EXPERIMENT)
+    child, run = store.search_runs([experiment.experiment_id], order_by=["attributes.run_name"])
+    assert (run.info.run_name, run.info.status, run.data.params["seed"]) == ("x", "FINISHED", "3")
+    assert [a.path for a in store.list_artifacts(run.info.run_id)] == ["report.html"]
+    # A second telling of the same records doubles nothing.
+    state = json.loads((run_folder / "tracking" / "state.json").read_text())
+    (run_folder / "tracking" / "state.json").write_text(json.dumps({**state, "sent": 0}))
+    assert tracking.replay(run_folder) == 7
+    assert len(store.get_metric_history(child.info.run_id, "loss")) == 2
+    assert len(store.search_runs([experiment.experiment_id])) == 2
+
+
+def test_a_required_store_that_does_not_answer_is_refused_by_its_uri(tmp_path):
+    # Nobody listens on the discard port.
+    nobody = "http://127.0.0.1:9"
+    with (
+        pytest.raises(ValueError, match=f"MLflow at {nobody} cannot be used .* is required"),
+        Tracker(nobody, run_name="x", run_folder=tmp_path, required=True),
+    ):
+        raise AssertionError("the run went on")
+
+
+def test_a_run_without_a_journal_cannot_be_replayed(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no journal of tracking .*--no-track"):
+        tracking.replay(tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from experiments.tracking import Tracker
+with Tracker(sys.argv[1], run_name="cut", run_folder=Path(sys.argv[2])) as tracker:
+    tracker.log_curve("loss", {1: 0.5})
+    tracker.begin_variant("dashclip").log_metrics({"auc": 0.7})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_is_reaped_by_the_next_and_taken_up_by_its_own_command(uri, tmp_path):
+    folder = tmp_path / "cut"
+    command = [sys.executable, "-c", KILLED, uri, str(folder)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    ids = json.loads((folder / "tracking" / "state.json").read_text())["runs"]
+    assert set(ids) == {"", "dashclip"}
+    store = client(uri)
+    assert {store.get_run(i).info.status for i in ids.values()} == {"RUNNING"}
+    with Tracker(uri, run_name="another") as tracker:
+        another = tracker.run_id_
+        assert {store.get_run(i).info.status for i in ids.values()} == {"KILLED"}
+        # Its own process lives.
+        assert store.get_run(another).info.status == "RUNNING"
+    # Half a line, as a process leaves it that is killed while it writes.
+    with (folder / "tracking" / "journal.jsonl").open("a") as journal:
+        journal.write('{"record": "metr')
+    with Tracker(uri, run_name="cut", run_folder=folder) as tracker:
+        assert tracker.run_id_ == ids[""]
+        assert store.get_run(ids[""]).info.status == "RUNNING"
+        tracker.log_curve("loss", {2: 0.4})
+        tracker.begin_variant("dashclip").log_metrics({"log_loss": 0.1})
+    assert [m.step for m in store.get_metric_history(ids[""], "loss")] == [1, 2]
+    child = store.get_run(ids["dashclip"])
+    assert child.data.metrics == {"auc": 0.7, "log_loss": 0.1}
+    assert {store.get_run(i).info.status for i in ids.values()} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_sixteen_processes_on_a_fresh_store_lose_nothing(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from experiments.tracking import Tracker
+uri, name, folder = sys.argv[1:]
+with Tracker(uri, run_name=name, run_folder=Path(folder)) as tracker:
+    for step in range(20):
+        tracker.log_metrics({"loss": 1 / (step + 1)}, step=step)
+    for variant in ("production", "dashclip"):
+        with tracker.variant(variant) as child:
+            child.log_curve("validation", {step: 0.5 for step in range(50)})
+sys.exit(0 if tracker.reachable else 1)
+"""
+    fresh = default_uri(tmp_path / "runs")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code, fresh, str(i), str(tmp_path / f"run{i}")],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(16)
+    ]
+    said = [process.communicate(timeout=900)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 16, said
+    store = client(fresh)
+    experiment = store.get_experiment_by_name(tracking.EXPERIMENT)
+    runs = store.search_runs([experiment.experiment_id], max_results=1000)
+    assert len(runs) == 48
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        parent = "mlflow.parentRunId" not in run.data.tags
+        history = store.get_metric_history(run.info.run_id, "loss" if parent else "validation")
+        assert len(history) == (20 if parent else 50)
 
 
 def test_two_processes_may_open_a_fresh_store_at_once(tmp_path):
@@ -146,10 +277,11 @@ def test_two_processes_may_open_a_fresh_store_at_once(tmp_path):
 def test_mlflow_is_imported_only_when_used_and_never_calls_home_or_unpickles():
     code = (
         "import os, sys; from experiments import tracking\n"
+        "from experiments.tracking_store import import_mlflow\n"
         "assert 'mlflow' not in sys.modules\n"
         "tracking.Tracker('sqlite:///x.db', run_name='x')\n"
         "assert 'mlflow' not in sys.modules\n"
-        "tracking._import_mlflow()\n"
+        "import_mlflow()\n"
         "from mlflow.telemetry.utils import is_telemetry_disabled\n"
         "from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION as p\n"
         "assert is_telemetry_disabled() and p.get() is False\n"
