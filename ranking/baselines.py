@@ -233,6 +233,15 @@ class LightGBMConfig(BaseModel):
     """Pulls the click rate of rare categories to the mean when they are ordered (cat_smooth)."""
     category_l2: float = Field(default=20.0, ge=0)
     """Extra L2 penalty of splits on categories (cat_l2)."""
+    largest_vocabulary: int | None = Field(default=None, ge=2)
+    """Sparse features with more values are never split on, because trees memorise rare ids; None
+    lets all be."""
+    l2: float = Field(default=0.0, ge=0)
+    """L2 penalty of the leaves' values (lambda_l2)."""
+    column_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the columns that each tree may use (feature_fraction)."""
+    row_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the impressions that each tree is grown on (bagging_fraction)."""
 
 
 class LightGBMRanker:
@@ -274,11 +283,20 @@ class LightGBMRanker:
             "min_data_in_leaf": self.config.min_leaf_rows,
             "cat_smooth": self.config.category_smoothing,
             "cat_l2": self.config.category_l2,
+            "lambda_l2": self.config.l2,
+            "feature_fraction": self.config.column_share,
+            "bagging_fraction": self.config.row_share,
+            "bagging_freq": 1,
             "seed": seed,
             "deterministic": True,
             "force_row_wise": True,
             "verbosity": -1,
         }
+        largest = self.config.largest_vocabulary
+        if largest is not None:
+            # A gain of nothing is never split on, and the columns keep their places.
+            kept = [float(size <= largest) for size in self.signature_.vocabulary_sizes]
+            parameters["feature_contri"] = kept + [1.0] * (len(names) - len(kept))
         data = lightgbm.Dataset(
             tree_columns(train, vectors),
             train.label_N,

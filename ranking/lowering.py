@@ -8,7 +8,7 @@ either one row or as many as another. So the graph is written operator by operat
   whose one row the next ``Gemm`` takes as its bias: nothing is repeated for each candidate;
 - the crosses ``x <- x0 * (W x + b) + x`` are ``x0 * G`` with ``G <- G + W x + b`` and G = 1 at the
   start, one pass over the columns a layer instead of two;
-- Platt's slope and intercept are folded into the last layer's weights.
+- Platt's slope and intercept, or a temperature, are folded into the last layer's weights.
 
 Shape letters: N candidates, R rows of the request's side (1 or N), F sparse features, D size of
 the given vectors, E width of an id embedding, K width of the projected vectors, V table rows.
@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from ranking.baselines import LogisticRegression
 from ranking.bundle import OUTPUT_NAME
-from ranking.calibration import Calibrator, Isotonic, Platt
+from ranking.calibration import Calibrator, Isotonic, Platt, Temperature
 from ranking.contract import InputSignature
 from ranking.feeds import FeatureSplit
+from ranking.fused_tables import FusedTables
 from ranking.graph import Graph, Part, Parts, as_float, side_by_side, width_of
 from ranking.layers import CrossNetwork
-from ranking.model import ClickNetwork, FusedTables
+from ranking.model import ClickNetwork
 from ranking.quantise import ByteTable
 from ranking.vector_features import VectorFeatures
 
@@ -280,9 +281,10 @@ def _cross(graph: Graph, start: Parts, cross: CrossNetwork) -> Parts:
 def _finish_(graph: Graph, logit: str, calibrator: Calibrator | None, path: Path) -> None:
     if isinstance(calibrator, Isotonic):
         p_click = _interpolated(graph, logit, calibrator)
-    elif not (calibrator is None or isinstance(calibrator, Platt)):
+    elif not (calibrator is None or isinstance(calibrator, (Platt, Temperature))):
         raise ValueError(
-            f"a {type(calibrator).__name__} cannot go inside a graph; Platt and Isotonic can"
+            f"a {type(calibrator).__name__} cannot go inside a graph; Platt, Isotonic and "
+            "Temperature can"
         )
     else:
         p_click = graph.add("Sigmoid", logit)
@@ -322,4 +324,6 @@ def _affine(calibrator: Calibrator | None) -> tuple[float, float]:
     """What is done to the logit itself: slope and intercept."""
     if isinstance(calibrator, Platt):
         return calibrator.slope, calibrator.intercept
+    if isinstance(calibrator, Temperature):
+        return 1 / calibrator.temperature, 0.0
     return 1.0, 0.0

@@ -159,6 +159,8 @@ def _calibration_line(manifest: BundleManifest) -> str:
     if manifest.calibration["kind"] == "platt":
         slope, intercept = manifest.calibration["slope"], manifest.calibration["intercept"]
         return f"Platt, {where}: sigmoid({slope:.4f} logit + {intercept:.4f})."
+    if manifest.calibration["kind"] == "temperature":
+        return f"Temperature, {where}: sigmoid(logit / {manifest.calibration['temperature']:.4f})."
     return f"Isotonic with {len(manifest.calibration['predicted'])} knots, {where}."
 
 

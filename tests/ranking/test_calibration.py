@@ -4,11 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import optimize, special
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from ranking.calibration import Isotonic, Platt, calibrator_from_dict, reliability_curve
+from ranking.calibration import (
+    Isotonic,
+    Platt,
+    Temperature,
+    calibrator_from_dict,
+    reliability_curve,
+)
 from ranking.metrics import auc, calibration_ratio, expected_calibration_error, log_loss_nats
 
 
@@ -50,6 +56,23 @@ def test_on_the_fitted_rows_both_are_calibrated_exactly(bent):
         assert calibration_ratio(label_N, calibrated_N) == pytest.approx(1, abs=1e-9)
 
 
+def test_a_temperature_cools_what_was_heated_and_agrees_with_a_search(bent):
+    label_N, _ = bent
+    rng = np.random.default_rng(0)
+    hot_N = special.expit(1.7 * rng.normal(-2, 1, size=20_000))
+    fitted = Temperature.fit(label_N, hot_N)
+    assert fitted.temperature == pytest.approx(1.7, abs=0.05)
+    found = optimize.minimize_scalar(
+        lambda t: log_loss_nats(label_N, special.expit(special.logit(hot_N) / t)),
+        bounds=(0.5, 4),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    assert fitted.temperature == pytest.approx(found.x, abs=1e-4)
+    assert auc(label_N, fitted.calibrate(hot_N)) == auc(label_N, hot_N)
+    assert Temperature(temperature=2.0).calibrate([0.9]) == pytest.approx(0.75)
+
+
 def test_platt_keeps_the_auc_and_isotonic_the_weak_order(bent):
     label_N, p_click_N = bent
     assert auc(label_N, Platt.fit(label_N, p_click_N).calibrate(p_click_N)) == auc(*bent)
@@ -75,7 +98,7 @@ def test_isotonic_equals_sklearn_everywhere(bent):
     )
 
 
-@pytest.mark.parametrize("kind", [Platt, Isotonic])
+@pytest.mark.parametrize("kind", [Platt, Isotonic, Temperature])
 def test_calibrators_survive_json(bent, kind):
     fitted = kind.fit(*bent)
     again = calibrator_from_dict(json.loads(json.dumps(fitted.to_dict())))
@@ -87,6 +110,10 @@ def test_what_cannot_be_calibrated_is_refused(bent):
     label_N, p_click_N = bent
     with pytest.raises(ValueError, match="order the clicks backwards"):
         Platt.fit(label_N, 1 - p_click_N)
+    with pytest.raises(ValueError, match=r"temperature is -1\.0; it must be positive"):
+        Temperature.fit(label_N, 1 - p_click_N)
+    with pytest.raises(ValueError, match="Did the model learn nothing"):
+        Temperature.fit(label_N, np.full_like(p_click_N, 0.1))
     with pytest.raises(ValueError, match="Did the model learn nothing"):
         Platt.fit(label_N, np.full_like(p_click_N, 0.1))
     with pytest.raises(ValueError, match="separate clicks from non-clicks perfectly"):
@@ -95,7 +122,7 @@ def test_what_cannot_be_calibrated_is_refused(bent):
         Isotonic.fit(label_N, special.logit(p_click_N))
     with pytest.raises(ValueError, match="all 3 labels are 0"):
         Isotonic.fit([0, 0, 0], [0.1, 0.2, 0.3])
-    with pytest.raises(ValueError, match="kind 'beta'; 'platt' and 'isotonic'"):
+    with pytest.raises(ValueError, match="kind 'beta'; 'platt', 'isotonic' and 'temp"):
         calibrator_from_dict({"kind": "beta"})
     with pytest.raises(ValueError, match="a calibrator without 'slope'"):
         calibrator_from_dict({"kind": "platt"})

@@ -10,7 +10,7 @@ import torch
 from features.embedding_join import gather_vectors
 from features.examples import Examples
 from ranking.baselines import LogisticRegression, LogisticRegressionConfig
-from ranking.calibration import Isotonic, Platt
+from ranking.calibration import Isotonic, Platt, Temperature
 from ranking.certificate import beyond, misordered
 from ranking.contract import InputSignature
 from ranking.export import slack_of
@@ -35,6 +35,7 @@ NETWORKS = {
 CALIBRATORS = {
     "raw": None,
     "platt": Platt(slope=0.7, intercept=-0.3),
+    "temperature": Temperature(temperature=1.6),
     "isotonic": Isotonic(
         predicted_K=np.array([0.05, 0.2, 0.20001, 0.6]), calibrated_K=np.array([0, 0.1, 0.3, 0.9])
     ),
