@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from embeddings.relevance.audit import Audit, audit_labels
 from embeddings.relevance.llm import Estimate, annotate, estimate
 from embeddings.relevance.llm_cache import AnswerCache
 from embeddings.relevance.llm_config import AnnotatorConfig
@@ -26,6 +25,9 @@ from embeddings.relevance.rubric import SHOP_RUBRIC, Rubric
 from experiments.progress import Progress, Silent
 from experiments.records import write_json
 from features.dataset import Dataset
+
+if TYPE_CHECKING:
+    from embeddings.relevance.audit import Audit
 
 CACHE, AUDIT = "answers.sqlite", "audit.json"
 _IDS = ("query_id", "product_id")
@@ -99,11 +101,10 @@ def label_by_llm(
         tables = label_tables(questions, annotation, rubric=rubric, model=config.endpoint.model)
         manifest = manifest_of(tables, annotation, config, answers, rubric)
     write_outputs(out, tables, manifest)
-    human = _human_labels(data, wanted)
-    audit = None
-    if human.join(tables.relevance, on=_IDS, how="semi").height:
-        name = tables.relevance["annotator"][0]
-        audit = audit_labels(human, tables.relevance, annotator=name, seed=seed)
+    audit = _audited(_human_labels(data, wanted), tables.relevance, seed)
+    if audit is None:
+        (out / AUDIT).unlink(missing_ok=True)
+    else:
         write_json(out / AUDIT, audit)
     return LlmLabels(tables=tables, manifest=manifest, audit=audit)
 
@@ -150,6 +151,15 @@ def _pairs_of(data: Dataset, pairs: pl.DataFrame | None) -> pl.DataFrame:
 
 def _questions(data: Dataset, pairs: pl.DataFrame, columns: tuple[str, ...]) -> list[Question]:
     return questions_of(pairs, data.table("queries"), data.table("products"), columns=columns)
+
+
+def _audited(human: pl.DataFrame, labels: pl.DataFrame, seed: int) -> Audit | None:
+    if human.join(labels, on=_IDS, how="semi").is_empty():
+        return None
+    # It loads torch, which nothing before it needs.
+    from embeddings.relevance.audit import audit_labels
+
+    return audit_labels(human, labels, annotator=labels["annotator"][0], seed=seed)
 
 
 def _human_labels(data: Dataset, pairs: pl.DataFrame) -> pl.DataFrame:

@@ -152,7 +152,7 @@ class ChatClient:
 
     def _refusal(self, error: Any) -> Failed:
         status, code = error.status_code, error.code or ""
-        detail = self._safe(f"status {status}: {error.message}")
+        detail = self._safe(f"status {status}: {_said(error)}")
         if status == 429 and code != "insufficient_quota":
             wait_s = retry_after_s(error.response.headers, now_s=time.time())
             return Failed(kind="busy", detail=detail, retry_after_s=wait_s)
@@ -165,6 +165,12 @@ class ChatClient:
     def _safe(self, text: str) -> str:
         """A text for records: short, and without the key, which endpoints like to quote."""
         return text.replace(self._key, "***")[:300]
+
+
+def _said(error: Any) -> str:
+    """What the endpoint said, without the client's own words around it."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    return said if isinstance(said, str) else error.message
 
 
 def retry_after_s(headers: Mapping[str, str], *, now_s: float) -> float | None:
