@@ -1,24 +1,35 @@
-"""What an A/B test says: its lifts, its verdict, its table, and its form on disk."""
+"""What an A/B test says: its lifts, its decision, its tables, and its form on disk."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rich.table import Table
 
+from experiments.always_valid import Look
 from experiments.assignment import SRM_THRESHOLD
+from experiments.distortions import DistortionRow
+from experiments.interference import BudgetReport
 from experiments.lift import Lift
+from experiments.power import PowerPlan
+from experiments.preregistration import Preregistration
+
+Decision = Literal["ship", "do not ship", "undecided", "void"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbResult:
-    """A finished A/B test."""
+    """A finished A/B test; everything a report draws is plain data in here."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     lifts: dict[str, Lift]
-    """The lift of each metric, by its name."""
+    """The lift of each metric, by its name, behind the calibration gate if there is one."""
     undefined: dict[str, str] = field(default_factory=dict)
-    """Metrics that could not be compared, and why (no purchase in an arm, say)."""
+    """Figures that could not be computed, and why (no purchase in an arm, say)."""
     n_requests: int
     """Requests, each ranked by both models."""
     n_users: int
@@ -33,14 +44,52 @@ class AbResult:
     """Of each lift's interval, one metric at a time."""
     salt: str
     """Names the assignment."""
+    currency: str = ""
+    """Of revenue and value, ISO 4217; empty where the world does not say."""
+    cuped: dict[str, Lift] = field(default_factory=dict)
+    """The same lifts adjusted by the users' own pre-period."""
+    variance_reduction: dict[str, float] = field(default_factory=dict)
+    """Share of each lift's variance that the adjustment takes away."""
+    raw: dict[str, Lift] = field(default_factory=dict)
+    """The same lifts with the models' scores as they are; empty where there was no gate."""
+    looks: dict[str, tuple[Look, ...]] = field(default_factory=dict)
+    """Each metric at every look, with always-valid intervals."""
+    power: dict[str, PowerPlan] = field(default_factory=dict)
+    """What the pre-period said could be found."""
+    distortions: tuple[DistortionRow, ...] = ()
+    """What bending each arm's scores would do, with its order untouched."""
+    budgets: BudgetReport | None = None
+    """Users split against budgets split, where advertisers' budgets bind."""
+    registration: Preregistration | None = None
+    """What was to be decided how; None where nothing was registered."""
+    registration_sha256: str | None = None
+    """Of the record, taken before the first impression."""
 
     @property
     def srm_failed(self) -> bool:
         """Whether the arms' sizes are too unequal for chance; then believe no lift."""
         return self.srm_p_value < SRM_THRESHOLD
 
+    @property
+    def decision(self) -> Decision | None:
+        """What the registered rule decides; None where none was registered."""
+        rule = self.registration
+        if rule is None:
+            return None
+        if self.srm_failed:
+            return "void"
+        if rule.test == "always_valid":
+            for look in self.looks.get(rule.metric, ()):
+                if look.low > 0 or look.high < 0:
+                    return "ship" if look.low > 0 else "do not ship"
+            return "undecided"
+        lift = (self.cuped if rule.test == "cuped" else self.lifts).get(rule.metric)
+        if lift is None or lift.p_value >= rule.alpha:
+            return "undecided"
+        return "ship" if lift.lift > 0 else "do not ship"
+
     def verdict(self) -> str:
-        """Say in a sentence what the treatment does to each metric."""
+        """Say in a sentence what the treatment does to each metric, and what was decided."""
         if self.srm_failed:
             return (
                 f"The split is broken: {self.users_control:,} users in control and "
@@ -55,12 +104,36 @@ class AbResult:
             parts.append(f"{how} {lift.name} ({_percent(lift)})")
         return f"The treatment {'; '.join(parts)}."
 
+    def decided(self) -> str:
+        """Say what the registered rule decides, and by what; empty where none was registered."""
+        rule = self.registration
+        if rule is None or self.registration_sha256 is None:
+            return ""
+        return (
+            f"Decision: {self.decision}, by {rule.metric} ({rule.test}, two-sided level "
+            f"{rule.alpha:g}), registered before the first impression as "
+            f"{self.registration_sha256[:16]}."
+        )
+
     def to_metrics(self) -> dict[str, float]:
         """Return every figure under ``"ab.METRIC.FIGURE"``, flat; undefined ones are left out."""
         out: dict[str, float] = {}
         for name, lift in self.lifts.items():
-            figures = {k: v for k, v in asdict(lift).items() if k != "name" and v is not None}
-            out |= {f"ab.{name}.{key}": float(value) for key, value in figures.items()}
+            out |= _flat(f"ab.{name}", lift)
+        for name, lift in self.cuped.items():
+            out |= _flat(f"ab.{name}.cuped", lift)
+            out[f"ab.{name}.cuped.variance_reduction"] = self.variance_reduction[name]
+        for name, lift in self.raw.items():
+            out |= _flat(f"ab.{name}.raw", lift)
+        for name, plan in self.power.items():
+            out[f"ab.{name}.minimum_detectable"] = plan.minimum_detectable
+        for name, looks in self.looks.items():
+            if looks:
+                out[f"ab.{name}.always_valid_p_value"] = looks[-1].p_value
+                out[f"ab.{name}.always_valid_low"] = looks[-1].low
+                out[f"ab.{name}.always_valid_high"] = looks[-1].high
+        if self.budgets is not None:
+            out |= self.budgets.to_metrics()
         return out | {
             "ab.requests": float(self.n_requests),
             "ab.users": float(self.n_users),
@@ -70,8 +143,12 @@ class AbResult:
         }
 
     def to_json(self) -> str:
-        """Return the result as JSON; ``from_json`` gives back an equal one."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False)
+        """Return the result as JSON; ``from_json`` gives back an equal one.
+
+        Raises:
+            ValueError: If a figure is NaN or infinite.
+        """
+        return json.dumps(_ADAPTER.dump_python(self, mode="json"), indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> AbResult:
@@ -80,11 +157,9 @@ class AbResult:
         Raises:
             ValueError: If the text is not JSON, or fields are missing or unknown.
         """
-        data = json.loads(text)
         try:
-            lifts = {name: Lift(**lift) for name, lift in data.pop("lifts").items()}
-            return cls(lifts=lifts, **data)
-        except (TypeError, KeyError, AttributeError) as error:
+            return _ADAPTER.validate_json(text)
+        except ValidationError as error:
             raise ValueError(
                 f"not an A/B result of this version of adtower ({error}); simulate again"
             ) from error
@@ -95,17 +170,44 @@ class AbResult:
         table.add_column("metric")
         for header in ("control", "treatment", f"lift ({self.confidence:.0%})", "true lift"):
             table.add_column(header, justify="right")
+        for header, shown in (("CUPED", self.cuped), ("as scored", self.raw)):
+            if shown:
+                table.add_column(header, justify="right")
+        if self.power:
+            table.add_column("detectable", justify="right")
         for name, lift in self.lifts.items():
-            table.add_row(
-                name,
-                f"{lift.control:.4f}",
-                f"{lift.treatment:.4f}",
-                _percent(lift).replace("[", r"\["),
-                "" if lift.true is None else f"{lift.true:+.1%}",
-            )
+            cells = [name, f"{lift.control:.4f}", f"{lift.treatment:.4f}", _cell(lift)]
+            cells.append("" if lift.true is None else f"{lift.true:+.1%}")
+            cells += [_cell(group.get(name)) for group in (self.cuped, self.raw) if group]
+            if self.power:
+                plan = self.power.get(name)
+                cells.append("" if plan is None else f"{plan.minimum_detectable:.1%}")
+            table.add_row(*cells)
         for name, why in self.undefined.items():
             table.add_row(name, "", "", f"undefined: {why}", "")
         return table
+
+    def distortion_table(self) -> Table:
+        """Return a rich table of what bent scores would do, with and without the gate."""
+        names = [name for name in ("ctr", "rpm", "cpc", "welfare") if name in self.lifts]
+        title = "The same order, other scores: true lift over the arm itself (behind the gate)"
+        table = Table("arm", "scores", *names, title=title)
+        for row in self.distortions:
+            cells = [f"{row.raw[n]:+.1%} ({row.gated[n]:+.1%})" for n in names]
+            table.add_row(row.arm, row.distortion, *cells)
+        return table
+
+
+_ADAPTER = TypeAdapter(AbResult)
+
+
+def _flat(prefix: str, lift: Lift) -> dict[str, float]:
+    figures = {k: v for k, v in asdict(lift).items() if k != "name" and v is not None}
+    return {f"{prefix}.{key}": float(value) for key, value in figures.items()}
+
+
+def _cell(lift: Lift | None) -> str:
+    return "" if lift is None else _percent(lift).replace("[", r"\[")
 
 
 def _percent(lift: Lift) -> str:

@@ -2,108 +2,66 @@
 
 Both models rank the same requests. Users are hashed to arms, and what is observed of a user is
 what his arm's model showed him. Beside each estimated lift stands the true one: the ratio of exact
-expectations over all requests under both models.
+expectations over all requests under both models. ``ab_counts`` defines the metrics.
 
-Metrics, all with the impressions (filled ad slots) of an arm counted after the auction:
-
-    ctr        clicks / impressions
-    cvr        purchases / clicks
-    rpm        revenue per mille: 1000 x (price paid on clicks) / impressions, in currency units
-    cpc        revenue / clicks, in currency units
-    welfare    1000 x (advertisers' value of the clicks) / impressions; if the world gives values
-    relevance  mean relevance grade of the impressions; if the world gives grades
+In order: calibration traffic that no arm chose (the gate), a pre-period in which the control serves
+everybody (power, and every user's past), the registration of the decision, the experiment.
 
 Shape letters: R requests, K candidates a request, S ad slots, U users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
+from experiments.ab_counts import (
+    Counts,
+    Draws,
+    by_look,
+    by_user,
+    defined_metrics,
+    expected_counts,
+    merge_arms,
+    observed_counts,
+    true_lift,
+)
+from experiments.ab_measures import (
+    assign_users,
+    look_often,
+    measure,
+    plan_metrics,
+    variance_reduction,
+)
 from experiments.ab_result import AbResult
-from experiments.assignment import assign_arm, srm_check
-from experiments.lift import Lift, ratio_lift
+from experiments.always_valid import LOOKS
+from experiments.assignment import srm_check
+from experiments.calibration_gate import CalibrationTraffic, behind_gate
+from experiments.interference import BudgetReport
+from experiments.lift import Lift
+from experiments.power import PowerPlan
+from experiments.preregistration import Preregistration
+from experiments.recalibration import Recalibration
+from experiments.scored_requests import (
+    Marketplace,
+    Requests,
+    Scorer,
+    score_candidates,
+    user_rows,
+)
 
-Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]
-"""Takes raw impression rows and returns the predicted click probability of each."""
-
-MICROS = 1_000_000
 CLICK_STREAM = 71
 """Sets the draws of clicks apart from every other use of the run's seed."""
+PRE_PERIOD_SEED = 1_000_003
+"""Added to the seed: requests that the experiment does not see again."""
 
-
-METRICS = {
-    "ctr": ("clicks", "impressions", 1.0),
-    "cvr": ("purchases", "clicks", 1.0),
-    "rpm": ("revenue", "impressions", 1000.0),
-    "cpc": ("revenue", "clicks", 1.0),
-    "welfare": ("value", "impressions", 1000.0),
-    "relevance": ("relevance", "impressions", 1.0),
-}
-"""Numerator, denominator and factor of each metric."""
-
-
-class Requests(Protocol):
-    """Requests drawn from a world."""
-
-    @property
-    def user_R(self) -> NDArray[Any]:
-        """The user of each request: the unit of assignment."""
-        ...
-
-    @property
-    def candidate_RK(self) -> NDArray[np.integer]:
-        """Candidates of each request, -1 where there are fewer than K."""
-        ...
-
-
-class Outcome(Protocol):
-    """What the auction shows under one policy, and what may be expected of it.
-
-    Two more arrays are used where the outcome has them: ``value_micros_RS``, what a click is worth
-    to its advertiser, and ``relevance_RS``, the true grade of what is shown.
-    """
-
-    @property
-    def shown_RS(self) -> NDArray[np.integer]:
-        """What each slot shows; -1 where it stays empty, and the other arrays do not count."""
-        ...
-
-    @property
-    def price_micros_RS(self) -> NDArray[Any]:
-        """Paid if clicked."""
-        ...
-
-    @property
-    def p_click_RS(self) -> NDArray[np.floating]:
-        """True probability of a click, examination included."""
-        ...
-
-    @property
-    def p_purchase_RS(self) -> NDArray[np.floating]:
-        """True probability of a purchase after a click."""
-        ...
-
-
-class Marketplace(Protocol):
-    """What the simulated A/B test needs of a world; ``experiments.marketplace`` provides one."""
-
-    def draw_requests(self, n: int, seed: int, /) -> Requests:
-        """Draw ``n`` new requests, the same for the same seed."""
-        ...
-
-    def candidate_table(self, requests: Any) -> pl.DataFrame:
-        """Return one raw row a candidate, request by request: all R x K, or without padding."""
-        ...
-
-    def run(self, requests: Any, pctr_RK: NDArray[np.float64]) -> Outcome:
-        """Hold the auctions with these predictions."""
-        ...
+Register = Callable[[Mapping[str, PowerPlan]], Preregistration]
+"""Is told the power of each metric and writes the decision rule down."""
+BudgetTest = Callable[..., BudgetReport]
+"""``interference.compare_splits`` with its world and budgets filled in."""
 
 
 def simulate_ab(
@@ -115,13 +73,20 @@ def simulate_ab(
     seed: int,
     salt: str = "adtower",
     confidence: float = 0.95,
+    calibration_requests: int = 6_000,
+    pre_period: bool = True,
+    looks: int = LOOKS,
+    distort: bool = True,
+    swap: bool = False,
+    register: Register | None = None,
+    budget_test: BudgetTest | None = None,
 ) -> AbResult:
     """Let two models rank the same new requests and compare what they bring.
 
     Clicks and purchases are drawn from the world's true probabilities with common random numbers
     (one draw a slot of a request, whichever model fills it), so the same seed gives the same
     result to the bit. No model's own predictions enter the outcome but through the ranking and
-    the prices.
+    the prices, and behind the calibration gate not even their size does.
 
     Args:
         world: Draws requests, holds auctions and knows the truth.
@@ -131,6 +96,16 @@ def simulate_ab(
         seed: Of the requests and of the clicks.
         salt: Names the experiment; another one assigns the users anew.
         confidence: Of each lift's interval.
+        calibration_requests: Requests shown in random order, to whose clicks each model's scores
+            are fitted by order alone (``recalibration``); 0 ranks and prices by the scores as they
+            are.
+        pre_period: Serve as many requests again before the experiment, all by the control: for
+            power, CUPED and always-valid intervals.
+        looks: At how many times to look at the running experiment, with always-valid intervals.
+        distort: Show what same-order distortions of each model's scores would do.
+        swap: Give the treatment the control's users and the other way round.
+        register: Writes the decision down once power is known, before the first impression.
+        budget_test: Serves the requests under budgets too.
 
     Returns:
         Lifts with intervals and the truth, and the sample-ratio check.
@@ -141,153 +116,136 @@ def simulate_ab(
     """
     if requests < 1:
         raise ValueError(f"requests is {requests}; at least one is needed")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95")
+    arms = {"control": control, "treatment": treatment}
+    traffic = None
+    gates: dict[str, Recalibration] = {}
+    if calibration_requests:
+        traffic = CalibrationTraffic.draw(world, arms, calibration_requests, seed)
+        gates = {arm: traffic.fit(traffic.score_RK[arm]) for arm in arms}
     drawn = world.draw_requests(requests, seed)
-    user_U, user_R = _users(drawn.user_R)
-    treated_U = np.array([assign_arm(user, salt) == "treatment" for user in user_U])
+    user_ids, user_R = user_rows(drawn.user_R)
+    treated_U = assign_users(user_ids, salt, swap=swap)
+    earlier_U: Counts | None = None
+    power: dict[str, PowerPlan] = {}
+    if pre_period:
+        earlier_U = _pre_period(world, control, gates.get("control"), user_ids, requests, seed)
+        power = plan_metrics(earlier_U, alpha=1 - confidence)
+    registration = register(power) if register is not None else None
+
     table = world.candidate_table(drawn)
-    outcome_c = world.run(drawn, _scores("control", control, table, drawn.candidate_RK))
-    outcome_t = world.run(drawn, _scores("treatment", treatment, table, drawn.candidate_RK))
-    expected_c, expected_t = _expected(outcome_c), _expected(outcome_t)
-    rng = np.random.default_rng([seed, CLICK_STREAM])
-    shape_RS = np.shape(outcome_c.shown_RS)
-    draws = (rng.random(shape_RS), rng.random(shape_RS))
-    seen_c, seen_t = _observed(outcome_c, *draws), _observed(outcome_t, *draws)
-    treated_R = treated_U[user_R]
-    seen_U = {
-        key: np.bincount(
-            user_R, np.where(treated_R, seen_t[key], seen_c[key]), minlength=len(user_U)
-        )
-        for key in seen_c
+    score = {
+        arm: score_candidates(arm, model, table, drawn.candidate_RK) for arm, model in arms.items()
     }
+    gated = {arm: behind_gate(gates.get(arm), score[arm], drawn.candidate_RK) for arm in arms}
+    periods = [_Period.serve(world, drawn, scores, user_R, treated_U, seed)
+               for scores in ((gated, score) if gates else (score,))]  # fmt: skip
+    period = periods[0]
+    seen_U = by_user(period.seen_R, user_R, len(user_ids))
     _check_clicks(seen_U["clicks"], seen_U["impressions"], treated_U)
-    lifts, undefined = _lifts(seen_U, treated_U, expected_c, expected_t, confidence)
+    lifts, undefined = measure(seen_U, treated_U, true=period.true, confidence=confidence)
+    cuped: dict[str, Lift] = {}
+    if earlier_U is not None:
+        cuped, why = measure(
+            seen_U, treated_U, true=period.true, confidence=confidence, earlier_U=earlier_U
+        )
+        undefined |= {f"{name} (CUPED)": reason for name, reason in why.items() if name in lifts}
+    raw: dict[str, Lift] = {}
+    if gates:
+        raw_U = by_user(periods[1].seen_R, user_R, len(user_ids))
+        raw, _ = measure(raw_U, treated_U, true=periods[1].true, confidence=confidence)
+    seen_LU = by_look(period.seen_R, user_R, len(user_ids), looks) if looks and power else {}
+    budgets = None
+    if budget_test is not None:
+        budgets = budget_test(
+            drawn,
+            gated["control"],
+            gated["treatment"],
+            user_R=user_R,
+            treated_U=treated_U,
+            draws=period.draws,
+            confidence=confidence,
+        )
     users_treatment = int(treated_U.sum())
     return AbResult(
         lifts=lifts,
         undefined=undefined,
         n_requests=len(user_R),
-        n_users=len(user_U),
-        users_control=len(user_U) - users_treatment,
+        n_users=len(user_ids),
+        users_control=len(user_ids) - users_treatment,
         users_treatment=users_treatment,
-        srm_p_value=srm_check(len(user_U) - users_treatment, users_treatment),
+        srm_p_value=srm_check(len(user_ids) - users_treatment, users_treatment),
         confidence=confidence,
         salt=salt,
+        currency=getattr(world, "currency", ""),
+        cuped=cuped,
+        variance_reduction={name: variance_reduction(lifts[name], cuped[name]) for name in cuped},
+        raw=raw,
+        looks=look_often(seen_LU, treated_U, power, alpha=1 - confidence),
+        power=power,
+        distortions=traffic.distort(world) if traffic is not None and distort else (),
+        budgets=budgets,
+        registration=registration,
+        registration_sha256=None if registration is None else registration.sha256,
     )
 
 
-def _lifts(
-    seen_U: dict[str, NDArray],
-    treated_U: NDArray[np.bool_],
-    expected_c: dict[str, NDArray],
-    expected_t: dict[str, NDArray],
-    confidence: float,
-) -> tuple[dict[str, Lift], dict[str, str]]:
-    lifts: dict[str, Lift] = {}
-    undefined: dict[str, str] = {}
-    for name, (numerator, denominator, factor) in METRICS.items():
-        if numerator not in seen_U:
-            continue
-        empty = _empty_arm(seen_U[numerator], treated_U, numerator)
-        if empty is not None:
-            undefined[name] = empty
-            continue
-        ratio_c = expected_c[numerator].sum() / expected_c[denominator].sum()
-        ratio_t = expected_t[numerator].sum() / expected_t[denominator].sum()
-        lifts[name] = ratio_lift(
-            name,
-            factor * seen_U[numerator],
-            seen_U[denominator],
-            treated_U,
-            confidence=confidence,
-            true=float(ratio_t / ratio_c - 1),
+@dataclass(frozen=True, kw_only=True)
+class _Period:
+    """The experiment with one set of scores: what is seen, and what was to be expected."""
+
+    seen_R: Counts
+    """Each request served by its user's arm."""
+    true: dict[str, float]
+    """The lift of each metric in expectation."""
+    draws: Draws
+
+    @classmethod
+    def serve(
+        cls,
+        world: Marketplace,
+        drawn: Requests,
+        score: Mapping[str, NDArray[np.float64]],
+        user_R: NDArray[np.int64],
+        treated_U: NDArray[np.bool_],
+        seed: int,
+    ) -> _Period:
+        outcome = {arm: world.run(drawn, score[arm]) for arm in score}
+        control, treatment = (expected_counts(outcome[arm], score[arm]) for arm in score)
+        shape_RS = np.shape(outcome["control"].shown_RS)
+        draws = Draws.draw(shape_RS, np.random.default_rng([seed, CLICK_STREAM]))
+        names = defined_metrics(control, treatment)
+        seen = [observed_counts(outcome[arm], score[arm], draws) for arm in score]
+        return cls(
+            seen_R=merge_arms(seen[0], seen[1], treated_U[user_R]),
+            true={name: true_lift(name, control, treatment) for name in names},
+            draws=draws,
         )
-    return lifts, undefined
 
 
-def _empty_arm(total_U: NDArray, treated_U: NDArray[np.bool_], what: str) -> str | None:
-    for arm, mask_U in (("control", ~treated_U), ("treatment", treated_U)):
-        if not total_U[mask_U].sum() > 0:
-            return f"no {what} in the {arm} arm"
-    return None
-
-
-def _expected(outcome: Outcome) -> dict[str, NDArray[np.float64]]:
-    """Exact expectations of each request, shape (R,) each."""
-    return _counts(outcome, outcome.p_click_RS, outcome.p_click_RS * outcome.p_purchase_RS)
-
-
-def _observed(
-    outcome: Outcome, click_draw_RS: NDArray, purchase_draw_RS: NDArray
-) -> dict[str, NDArray[np.float64]]:
-    """What each request would bring with these draws, shape (R,) each."""
-    click_RS = click_draw_RS < outcome.p_click_RS
-    purchase_RS = click_RS & (purchase_draw_RS < outcome.p_purchase_RS)
-    return _counts(outcome, click_RS, purchase_RS)
-
-
-def _counts(outcome: Outcome, click_RS: NDArray, purchase_RS: NDArray) -> dict[str, NDArray]:
-    shown_RS = np.asarray(outcome.shown_RS) >= 0
-    click_RS = np.where(shown_RS, click_RS, 0.0)
-    counts = {
-        "impressions": shown_RS.sum(axis=1).astype(np.float64),
-        "clicks": click_RS.sum(axis=1),
-        "purchases": _sum(shown_RS, purchase_RS),
-        "revenue": _sum(shown_RS, click_RS * outcome.price_micros_RS) / MICROS,
-    }
-    value_micros_RS = getattr(outcome, "value_micros_RS", None)
-    if value_micros_RS is not None:
-        counts["value"] = _sum(shown_RS, click_RS * value_micros_RS) / MICROS
-    relevance_RS = getattr(outcome, "relevance_RS", None)
-    if relevance_RS is not None:
-        counts["relevance"] = _sum(shown_RS, relevance_RS)
-    return counts
-
-
-def _sum(shown_RS: NDArray[np.bool_], value_RS: NDArray) -> NDArray[np.float64]:
-    """Sum over the filled slots of each request."""
-    return np.where(shown_RS, value_RS, 0.0).sum(axis=1)
-
-
-def _users(user_R: Any) -> tuple[list[str], NDArray[np.int64]]:
-    """Distinct user ids, and each request's row among them."""
-    ids = [None if user is None else str(user) for user in np.asarray(user_R).tolist()]
-    for row, user in enumerate(ids):
-        if user in (None, "", "nan"):
-            raise ValueError(
-                f"request {row} has no user ({user!r}); an A/B test assigns users, so every "
-                "request needs one: a session or device id will do"
-            )
-    user_U, row_R = np.unique(np.array(ids, dtype=str), return_inverse=True)
-    return user_U.tolist(), row_R
-
-
-def _scores(
-    arm: str, scorer: Scorer, table: pl.DataFrame, candidate_RK: NDArray
-) -> NDArray[np.float64]:
-    """Predictions in the shape of the candidates; 0 where there is none."""
-    present_RK = np.asarray(candidate_RK) >= 0
-    p_N = np.asarray(scorer(table), np.float64)
-    if p_N.shape != (table.height,):
-        raise ValueError(
-            f"the {arm} model returned scores of shape {p_N.shape} for {table.height} candidate "
-            "rows; one probability a row is needed"
-        )
-    if not ((p_N >= 0) & (p_N <= 1)).all():
-        row = int(np.argmin((p_N >= 0) & (p_N <= 1)))
-        raise ValueError(
-            f"the {arm} model scored row {row} as {p_N[row]:g}, which is no probability; were "
-            "logits returned?"
-        )
-    if table.height == present_RK.size:
-        return np.where(present_RK, p_N.reshape(present_RK.shape), 0.0)
-    if table.height != present_RK.sum():
-        raise ValueError(
-            f"the world's candidate table has {table.height} rows for {present_RK.size} places of "
-            f"which {present_RK.sum()} are filled; it must have a row for each"
-        )
-    p_RK = np.zeros(present_RK.shape)
-    p_RK[present_RK] = p_N
-    return p_RK
+def _pre_period(
+    world: Marketplace,
+    control: Scorer,
+    gate: Recalibration | None,
+    user_ids: list[str],
+    requests: int,
+    seed: int,
+) -> Counts:
+    """Counts of the experiment's users in a period that the control serves alone, shape (U,)."""
+    drawn = world.draw_requests(requests, seed + PRE_PERIOD_SEED)
+    table = world.candidate_table(drawn)
+    score_RK = score_candidates("control", control, table, drawn.candidate_RK)
+    score_RK = behind_gate(gate, score_RK, drawn.candidate_RK)
+    outcome = world.run(drawn, score_RK)
+    rng = np.random.default_rng([seed + PRE_PERIOD_SEED, CLICK_STREAM])
+    draws = Draws.draw(np.shape(outcome.shown_RS), rng)
+    ids, row_R = user_rows(drawn.user_R)
+    place_of = {user: row for row, user in enumerate(user_ids)}
+    # Users who do not come back are nobody's past; a spare last row takes them up.
+    place_I = np.array([place_of.get(user, len(user_ids)) for user in ids])
+    counts = by_user(observed_counts(outcome, score_RK, draws), place_I[row_R], len(user_ids) + 1)
+    return {key: value_U[:-1] for key, value_U in counts.items()}
 
 
 def _check_clicks(clicks_U: NDArray, impressions_U: NDArray, treated_U: NDArray) -> None:

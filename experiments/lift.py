@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import ndtr, ndtri
+
+from experiments.cuped import Adjustment, Sums, fit_adjustment, ratio_terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class Lift:
     """Upper end of its interval."""
     p_value: float
     """Two-sided probability of a lift this large if there is none."""
+    error: float | None = None
+    """Standard error of log(treatment / control)."""
     true: float | None = None
     """The lift in expectation, where a simulated world knows it."""
 
@@ -45,6 +49,7 @@ def ratio_lift(
     denominator_U: ArrayLike,
     treated_U: ArrayLike,
     *,
+    earlier: Sums | None = None,
     confidence: float = 0.95,
     true: float | None = None,
 ) -> Lift:
@@ -62,6 +67,8 @@ def ratio_lift(
         numerator_U: Sum of the numerator of each user, not negative, shape (U,).
         denominator_U: Sum of the denominator of each user, not negative, shape (U,).
         treated_U: True where the user is in the treatment, shape (U,).
+        earlier: The same two sums of each user before the experiment; the ratios are then adjusted
+            by them (CUPED).
         confidence: Between 0 and 1, both excluded.
         true: The true lift if known, passed on to the record.
 
@@ -86,16 +93,19 @@ def ratio_lift(
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95")
-    log_c, variance_c = log_ratio(
-        numerator_U[~treated_U], denominator_U[~treated_U], f"{name} in the control arm"
-    )
-    log_t, variance_t = log_ratio(
-        numerator_U[treated_U], denominator_U[treated_U], f"{name} in the treatment arm"
-    )
+    adjustment = None if earlier is None else fit_adjustment((numerator_U, denominator_U), earlier)
+
+    def of_arm(mask_U: NDArray[np.bool_], arm: str) -> tuple[float, float]:
+        past = None if earlier is None else (earlier[0][mask_U], earlier[1][mask_U])
+        sums = (numerator_U[mask_U], denominator_U[mask_U])
+        return log_ratio(*sums, f"{name} in the {arm} arm", adjustment, past)
+
+    log_c, variance_c = of_arm(~treated_U, "control")
+    log_t, variance_t = of_arm(treated_U, "treatment")
     log_lift, error = log_t - log_c, math.sqrt(variance_t + variance_c)
-    margin = float(stats.norm.isf((1 - confidence) / 2)) * error
+    margin = -float(ndtri((1 - confidence) / 2)) * error
     if error > 0:
-        p_value = float(2 * stats.norm.sf(abs(log_lift) / error))
+        p_value = float(2 * ndtr(-abs(log_lift) / error))
     else:
         p_value = 1.0 if log_lift == 0 else 0.0
     return Lift(
@@ -106,12 +116,17 @@ def ratio_lift(
         low=math.expm1(log_lift - margin),
         high=math.expm1(log_lift + margin),
         p_value=p_value,
+        error=error,
         true=true,
     )
 
 
 def log_ratio(
-    numerator_U: NDArray[np.float64], denominator_U: NDArray[np.float64], what: str
+    numerator_U: NDArray[np.float64],
+    denominator_U: NDArray[np.float64],
+    what: str,
+    adjustment: Adjustment | None = None,
+    earlier: Sums | None = None,
 ) -> tuple[float, float]:
     """Return log(ΣY / ΣX) over the users of one arm, and its variance; see ``ratio_lift``.
 
@@ -119,12 +134,15 @@ def log_ratio(
         numerator_U: Y of each user, shape (U,).
         denominator_U: X of each user, shape (U,).
         what: Named in messages, as "ctr in the control arm".
+        adjustment: Fitted over both arms; needs ``earlier``.
+        earlier: The same users' sums before the experiment.
 
     Returns:
         The log ratio and its variance.
 
     Raises:
-        ValueError: If there are fewer than two users, or either sum is not positive.
+        ValueError: If there are fewer than two users, a sum is not positive, or the adjusted ratio
+            is not.
     """
     users = len(numerator_U)
     if users < 2:
@@ -135,7 +153,15 @@ def log_ratio(
                 f"{what}: the {part} sums to {values_U.sum():g} over {users} users, so the ratio "
                 "has no logarithm; the arm needs more requests"
             )
-    mean_y, mean_x = numerator_U.mean(), denominator_U.mean()
-    relative_U = numerator_U / mean_y - denominator_U / mean_x
-    # The variance of Y/μ_Y - X/μ_X is the three terms of the formula in one pass.
-    return math.log(mean_y / mean_x), float(relative_U.var(ddof=1)) / users
+    ratio = numerator_U.mean() / denominator_U.mean()
+    terms_U = ratio_terms(numerator_U, denominator_U)
+    if adjustment is not None and earlier is not None and earlier[1].sum() > 0:
+        here = earlier[0].mean() / earlier[1].mean()
+        ratio = ratio - adjustment.coefficient * (here - adjustment.earlier_ratio)
+        terms_U = terms_U - adjustment.coefficient * ratio_terms(*earlier)
+        if not ratio > 0:
+            raise ValueError(
+                f"{what}: adjusted by the users' past the ratio is {ratio:.3g}, which has no "
+                "logarithm; too few users for an adjustment"
+            )
+    return math.log(ratio), float(terms_U.var(ddof=1)) / users / ratio**2

@@ -9,6 +9,7 @@ Shape letters: R requests, S slots or candidates, and a bare trailing letter for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +140,7 @@ def _logit_sd(parameters: WorldParameters, *, whim: bool) -> float:
     return float(np.linalg.norm(spreads))
 
 
+@lru_cache(maxsize=64)
 def _solve(rate: float, spread: float) -> float:
     """Return b such that the logistic of b plus a normal of this spread has mean ``rate``."""
     node_J, weight_J = np.polynomial.hermite_e.hermegauss(40)

@@ -12,6 +12,13 @@ from experiments.ab_result import AbResult
 from experiments.ab_test import simulate_ab
 
 
+def plain_ab(world, control, treatment, **more):
+    """The test without its gate and pre-period, which have tests of their own."""
+    return simulate_ab(
+        world, control, treatment, **{"calibration_requests": 0, "pre_period": False, **more}
+    )
+
+
 @dataclass
 class ToyWorld:
     """Five candidates a request, two slots, and users who differ much in how they click."""
@@ -75,9 +82,7 @@ def knows_nothing(table):
 def test_a_policy_against_itself_has_no_true_lift_and_about_5_percent_false_alarms():
     alarms, trials = {"ctr": 0, "rpm": 0, "cvr": 0}, 400
     for seed in range(trials):
-        result = simulate_ab(
-            ToyWorld(users=120, base_rate=0.2), knows, knows, requests=500, seed=seed
-        )
+        result = plain_ab(ToyWorld(users=120, base_rate=0.2), knows, knows, requests=500, seed=seed)
         for name in alarms:
             assert result.lifts[name].true == 0.0
             alarms[name] += result.lifts[name].p_value < 0.05
@@ -89,7 +94,7 @@ def test_a_policy_against_itself_has_no_true_lift_and_about_5_percent_false_alar
 def test_intervals_hold_the_true_lift():
     held = {"ctr": [], "rpm": []}
     for seed in range(200):
-        result = simulate_ab(
+        result = plain_ab(
             ToyWorld(users=200, base_rate=0.2), knows_nothing, knows, requests=800, seed=seed
         )
         for name, hits in held.items():
@@ -100,7 +105,7 @@ def test_intervals_hold_the_true_lift():
 
 def test_a_model_that_knows_wins_and_the_truth_is_the_ratio_of_expectations():
     world = ToyWorld(users=3_000, base_rate=0.3)
-    result = simulate_ab(world, knows_nothing, knows, requests=4_000, seed=5)
+    result = plain_ab(world, knows_nothing, knows, requests=4_000, seed=5)
     ctr = result.lifts["ctr"]
     assert ctr.low > 0
     requests = world.draw_requests(4_000, 5)
@@ -116,15 +121,15 @@ def test_a_model_that_knows_wins_and_the_truth_is_the_ratio_of_expectations():
     ]
     rate = [(o.p_click_RS * o.p_purchase_RS).sum() / o.p_click_RS.sum() for o in bought]
     assert result.lifts["cvr"].true == pytest.approx(rate[0] / rate[1] - 1, rel=1e-12)
-    assert set(result.lifts) == {"ctr", "cvr", "rpm", "cpc", "welfare", "relevance"}
+    assert set(result.lifts) == {"calibration", "ctr", "cvr", "rpm", "cpc", "welfare", "relevance"}
     assert result.lifts["relevance"].true > 0
-    back = simulate_ab(world, knows, knows_nothing, requests=4_000, seed=5)
+    back = plain_ab(world, knows, knows_nothing, requests=4_000, seed=5)
     assert (1 + back.lifts["ctr"].true) * (1 + ctr.true) == pytest.approx(1, rel=1e-12)
 
 
 def test_the_same_seed_gives_the_same_result_and_another_salt_other_arms():
     def run(seed=1, salt="a"):
-        return simulate_ab(ToyWorld(), knows_nothing, knows, requests=800, seed=seed, salt=salt)
+        return plain_ab(ToyWorld(), knows_nothing, knows, requests=800, seed=seed, salt=salt)
 
     assert run() == run()
     assert run() != run(seed=2)
@@ -135,21 +140,21 @@ def test_the_same_seed_gives_the_same_result_and_another_salt_other_arms():
 def test_scaling_a_models_scores_changes_no_ranking_and_no_ctr():
     # Equal factors cancel in score x bid; only a change of order can move clicks.
     world = ToyWorld()
-    plain = simulate_ab(world, knows_nothing, knows, requests=800, seed=1)
-    scaled = simulate_ab(world, knows_nothing, lambda t: knows(t) / 2, requests=800, seed=1)
+    plain = plain_ab(world, knows_nothing, knows, requests=800, seed=1)
+    scaled = plain_ab(world, knows_nothing, lambda t: knows(t) / 2, requests=800, seed=1)
     assert scaled.lifts["ctr"] == plain.lifts["ctr"]
     assert scaled.lifts["rpm"].lift == pytest.approx(plain.lifts["rpm"].lift, rel=1e-6)
 
 
 def test_candidate_tables_with_and_without_padding_agree():
     arguments = {"requests": 500, "seed": 3}
-    padded = simulate_ab(ToyWorld(), knows_nothing, knows, **arguments)
-    assert padded == simulate_ab(ToyWorld(padding=False), knows_nothing, knows, **arguments)
+    padded = plain_ab(ToyWorld(), knows_nothing, knows, **arguments)
+    assert padded == plain_ab(ToyWorld(padding=False), knows_nothing, knows, **arguments)
 
 
 def test_a_world_without_values_and_grades_leaves_those_metrics_out():
-    result = simulate_ab(ToyWorld(grades=False), knows_nothing, knows, requests=500, seed=1)
-    assert set(result.lifts) == {"ctr", "cvr", "rpm", "cpc"}
+    result = plain_ab(ToyWorld(grades=False), knows_nothing, knows, requests=500, seed=1)
+    assert set(result.lifts) == {"calibration", "ctr", "cvr", "rpm", "cpc"}
 
 
 def test_every_metric_by_hand():
@@ -176,7 +181,7 @@ def test_every_metric_by_hand():
                 relevance_RS=best_RS + 1,
             )
 
-    result = simulate_ab(
+    result = plain_ab(
         Certain(),
         lambda table: (table["product"] == 7).cast(float).to_numpy(),
         lambda table: (table["product"] == 9).cast(float).to_numpy(),
@@ -190,6 +195,7 @@ def test_every_metric_by_hand():
         "cpc": (0.5, 2),
         "welfare": (1_000, 3_000),
         "relevance": (1, 2),
+        "calibration": (1, 1),
     }
     for name, (control, treatment) in expected.items():
         lift = result.lifts[name]
@@ -216,14 +222,14 @@ def test_empty_slots_count_for_nothing_whatever_they_hold():
             return outcome
 
     arguments = {"requests": 500, "seed": 4}
-    assert simulate_ab(HalfEmpty(), knows_nothing, knows, **arguments) == simulate_ab(
+    assert plain_ab(HalfEmpty(), knows_nothing, knows, **arguments) == plain_ab(
         OneSlot(), knows_nothing, knows, **arguments
     )
 
 
 def test_purchases_come_at_the_worlds_rate_after_clicks():
     world = ToyWorld(users=3_000, base_rate=0.3)
-    result = simulate_ab(world, knows, knows, requests=6_000, seed=2)
+    result = plain_ab(world, knows, knows, requests=6_000, seed=2)
     requests = world.draw_requests(6_000, 2)
     outcome = world.run(requests, np.where(requests.candidate_RK >= 0, requests.appeal_RK, 0))
     purchases_RS = outcome.p_click_RS * outcome.p_purchase_RS
@@ -232,14 +238,14 @@ def test_purchases_come_at_the_worlds_rate_after_clicks():
 
 
 def test_no_purchases_leave_cvr_undefined_and_say_so():
-    result = simulate_ab(ToyWorld(purchase_rate=0.0), knows, knows, requests=500, seed=1)
+    result = plain_ab(ToyWorld(purchase_rate=0.0), knows, knows, requests=500, seed=1)
     assert "cvr" not in result.lifts
     assert result.undefined["cvr"] == "no purchases in the control arm"
     assert "ab.cvr.lift" not in result.to_metrics()
 
 
 def test_a_broken_split_is_flagged_and_overrides_the_verdict():
-    result = simulate_ab(ToyWorld(), knows_nothing, knows, requests=500, seed=1)
+    result = plain_ab(ToyWorld(), knows_nothing, knows, requests=500, seed=1)
     assert not result.srm_failed
     broken = replace(result, srm_p_value=1e-6)
     assert broken.srm_failed
@@ -248,7 +254,7 @@ def test_a_broken_split_is_flagged_and_overrides_the_verdict():
 
 def test_results_are_flat_survive_json_and_print():
     world = ToyWorld(users=3_000, base_rate=0.3)
-    result = simulate_ab(world, knows_nothing, knows, requests=4_000, seed=1)
+    result = plain_ab(world, knows_nothing, knows, requests=4_000, seed=1)
     assert AbResult.from_json(result.to_json()) == result
     metrics = result.to_metrics()
     for name in ("ctr", "cvr", "rpm"):
@@ -266,7 +272,7 @@ def test_results_are_flat_survive_json_and_print():
 
 def test_what_cannot_be_tested_is_refused():
     def run(world=None, control=knows, treatment=knows, **kw):
-        return simulate_ab(
+        return plain_ab(
             world or ToyWorld(), control, treatment, **{"requests": 300, "seed": 1, **kw}
         )
 
