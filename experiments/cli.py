@@ -15,7 +15,8 @@ from experiments.cli_bundle import BUNDLE_COMMANDS
 from experiments.cli_compare import COMPARE_COMMANDS
 from experiments.cli_data import data_app
 from experiments.cli_label import label_app
-from experiments.config import AbConfig, EmbedConfig, RunConfig
+from experiments.cli_simulate import SIMULATE_COMMANDS
+from experiments.config import EmbedConfig, RunConfig
 from experiments.terminal import (
     JsonFile,
     nested,
@@ -151,27 +152,6 @@ def evaluate(run_folder: tyro.conf.Positional[Path], json: JsonFile = None) -> N
         ),
     )
     write_figures(json, {f"{n}.{k}": v for n, values in results.items() for k, v in values.items()})
-
-
-@app.command(name="simulate")
-def simulate(
-    run_folder: tyro.conf.Positional[Path],
-    ab: Annotated[AbConfig | None, tyro.conf.arg(name="")] = None,
-    json: JsonFile = None,
-) -> None:
-    """Run a simulated A/B test between two variants of a run on simulated data.
-
-    Args:
-        run_folder: Folder of a run with both variants.
-        ab: Settings of the test.
-        json: Also write the figures there, flat.
-    """
-    from experiments import commands
-
-    result = commands.simulate(run_folder, ab, new_progress())
-    print_table(result.table())
-    say(result.verdict())
-    write_figures(json, result.to_metrics())
 
 
 @app.command(name="export")
@@ -315,7 +295,11 @@ def reproduce(
     write_figures(json, metrics)
 
 
-for verb, command in {**BUNDLE_COMMANDS, **COMPARE_COMMANDS}.items():
+for verb, command in {
+    **SIMULATE_COMMANDS,
+    **BUNDLE_COMMANDS,
+    **COMPARE_COMMANDS,
+}.items():
     app.command(name=verb)(command)
 app.command(data_app, name="data", help="Make, check, describe, import or simulate a dataset.")
 app.command(label_app, name="label", help="Label pairs, audit who labelled, choose what to label.")
