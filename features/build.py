@@ -1,0 +1,394 @@
+"""All features of a log of any size, as shuffled arrays on disk.
+
+The log is read in units of some row groups, dealt to partitions of users, counted, fitted,
+transformed and merged, with no more in memory than a unit, a partition or a table of counts. The
+arrays are the same to the byte whatever the number of partitions and workers. An interrupted build
+goes on when it is repeated.
+
+Shape letters: N rows.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from features.batches import ARRAYS, FORMAT, MANIFEST_FILE, PARTS, FeatureArrays
+from features.build_steps import (
+    FEATURES,
+    RESULT_FILE,
+    ROW,
+    SPLIT_FILE,
+    BuildPlan,
+    count_partition,
+    once,
+    shuffle_unit,
+    transform_partition,
+    write_block,
+)
+from features.dataset import Dataset
+from features.embedding_join import VectorTable, join_vectors
+from features.feature_spec import SIDE_TABLE_KEYS
+from features.leak_guards import SplitPart, refuse_mixed_times
+from features.partitions import Task, run_tasks
+from features.pipeline import FeaturePipeline
+from features.split import EPOCH
+from features.target_rates import with_parents
+from features.target_statistics import merge_counts
+
+UNIT_ROWS, PARTITION_ROWS, BLOCK_ROWS = 500_000, 700_000, 1_000_000
+"""Rows read, transformed and merged at once: what bounds the memory."""
+
+SAMPLE_ROWS = 500_000
+"""Training rows that dense columns are scaled by: a mean is known to 0.14% of a deviation."""
+
+BYTES_A_ROW = 900
+"""Disk that a row takes at most while features are built, with some tens of columns."""
+
+Report = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and what was done."""
+
+
+def build_features(
+    data: str | Path,
+    out: str | Path,
+    *,
+    partitions: int | None = None,
+    workers: str = "local:2",
+    seed: int = 0,
+    min_count: int = 2,
+    sample_rows: int = SAMPLE_ROWS,
+    vectors: tuple[VectorTable, VectorTable] | None = None,
+    report: Report | None = None,
+) -> FeatureArrays:
+    """Fit all features of a dataset on its training rows and write every row's arrays.
+
+    Args:
+        data: A dataset folder with impressions.
+        out: Where the arrays, the fitted pipeline (``features/``) and the manifest go.
+        partitions: Parts that users are dealt into; by default some 700,000 rows each. Changes
+            memory and time, never a byte of the result.
+        workers: See ``run_tasks``.
+        seed: Of the order of the training rows.
+        min_count: See ``Vocabulary``.
+        sample_rows: Training rows that dense columns are scaled by, about.
+        vectors: Product and query vectors, where ``similarity_bins`` asks for them.
+        report: Told of the steps.
+
+    Raises:
+        ValueError: If the dataset is wrong (the message names file, column and row), ``out`` holds
+            something else, or the disk is full.
+    """
+    out, dataset = Path(out), Dataset.open(data)
+    dataset.require("impressions", needed_for="building features")
+    if partitions is not None and partitions < 1:
+        raise ValueError(f"partitions is {partitions}; must be 1 or more")
+    if out.exists() and any(out.iterdir()) and not _is_ours(out):
+        raise ValueError(f"{out} holds other files; choose a folder of its own for built features")
+    units = tuple(_units(dataset))
+    rows = _rows(dataset.files("impressions"))
+    plan = BuildPlan(
+        data=str(data),
+        partitions=partitions or max(1, -(-rows // PARTITION_ROWS)),
+        seed=seed,
+        sample_rows=sample_rows,
+        min_count=min_count,
+        units=units,
+    )
+    fingerprint = _fingerprint(dataset, plan, vectors)
+    manifest = out / MANIFEST_FILE
+    if manifest.is_file() and json.loads(manifest.read_text())["build"] == fingerprint:
+        return FeatureArrays.open(out)
+    scratch = out / f".build-{fingerprint[:16]}"
+    with _space_wanted(out, rows, resumed=scratch.exists()):
+        out.mkdir(parents=True, exist_ok=True)
+        for stale in out.glob(".build-*"):
+            if stale != scratch:
+                shutil.rmtree(stale)
+        scratch.mkdir(exist_ok=True)
+        plan.save_(scratch)
+        _build(scratch, plan, dataset, vectors, workers, report or (lambda *_: None))
+        _publish(scratch, out, plan, fingerprint, dataset)
+    return FeatureArrays.open(out)
+
+
+def _build(
+    scratch: Path,
+    plan: BuildPlan,
+    dataset: Dataset,
+    vectors: tuple[VectorTable, VectorTable] | None,
+    workers: str,
+    report: Report,
+) -> None:
+    where, parts = str(scratch), range(plan.partitions)
+
+    def run(name: str, step: Task, tasks: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        results = []
+        for done, result in enumerate(run_tasks(step, tasks, workers), start=1):
+            report(done, len(tasks), name)
+            results.append(result)
+        return results
+
+    run("dealing rows to partitions", shuffle_unit, [(where, u) for u in range(len(plan.units))])
+    if not (scratch / SPLIT_FILE).is_file():
+        split = _split(scratch, plan, dataset)
+        draft = scratch / f".{SPLIT_FILE}"
+        draft.write_text(json.dumps(split), encoding="utf-8")
+        draft.rename(scratch / SPLIT_FILE)
+    counted = run("counting", count_partition, [(where, p) for p in parts])
+    _refuse_one_class(counted)
+    report(0, 1, "fitting")
+    once(scratch / FEATURES, lambda draft: _fit(draft, scratch, plan, dataset, vectors))
+    run("transforming", transform_partition, [(where, p) for p in parts])
+    run("merging", write_block, list(_blocks(scratch, plan)))
+
+
+def _split(scratch: Path, plan: BuildPlan, dataset: Dataset) -> dict[str, Any]:
+    """Where training ends and testing begins, as ``split_by_time`` has it, from requests alone."""
+    files = [
+        scratch / "shuffled" / f"impressions-{unit:05d}" / "requests.parquet"
+        for unit, (table, *_) in enumerate(plan.units)
+        if table == "impressions"
+    ]
+    parts = pl.concat([pl.read_parquet(file) for file in files])
+    requests = parts.group_by("_request").agg(
+        pl.col("first").min(), pl.col("last").max(), pl.col("rows").sum()
+    )
+    rule = dataset.spec.split
+    if rule.validation_start is not None and rule.test_start is not None:
+        boundaries = [
+            (moment - EPOCH).days * 86_400_000_000
+            + (moment - EPOCH).seconds * 1_000_000
+            + (moment - EPOCH).microseconds
+            for moment in (rule.validation_start, rule.test_start)
+        ]
+    else:
+        by_start = requests.select("first", "rows").sort("first")
+        until_N = by_start["rows"].cum_sum().to_numpy()
+        total = int(until_N[-1])
+        shares = (1 - rule.test_fraction - rule.validation_fraction, 1 - rule.test_fraction)
+        places = [min(round(total * share), total - 1) for share in shares]
+        boundaries = by_start["first"].to_numpy()[np.searchsorted(until_N, places, "right")]
+        boundaries = boundaries.tolist()
+    astride = requests.filter(
+        pl.any_horizontal(
+            (pl.col("first") < boundary) & (pl.col("last") >= boundary) for boundary in boundaries
+        )
+    )
+    part_N = np.searchsorted(boundaries, requests["first"].to_numpy(), side="right")
+    return {
+        "boundaries_us": boundaries,
+        "astride": sorted(astride.select("_request", "first").rows()),
+        "rows": np.bincount(part_N, requests["rows"], minlength=3).astype(int).tolist(),
+    }
+
+
+def _fit(
+    draft: Path,
+    scratch: Path,
+    plan: BuildPlan,
+    dataset: Dataset,
+    vectors: tuple[VectorTable, VectorTable] | None,
+) -> dict[str, Any]:
+    """Fit the pipeline from what the partitions counted, and save it."""
+
+    def read(name: str) -> Iterator[pl.DataFrame]:
+        for partition in range(plan.partitions):
+            yield pl.read_parquet(scratch / "counted" / f"{partition:05d}" / f"{name}.parquet")
+
+    sample = pl.concat(list(read("sample"))).sort(ROW)
+    seen = sample
+    for table, key in SIDE_TABLE_KEYS.items():
+        if not dataset.has(table):
+            # The catalogue is what training showed, and the sample is but a part of it.
+            ids = pl.concat(list(read(table))).unique()
+            seen = pl.concat([seen, ids], how="diagonal") if len(ids) else seen
+            assert key in seen.columns
+    pipeline = FeaturePipeline(dataset.spec, min_count=plan.min_count)
+    pipeline.learn_catalogue(dataset, seen)
+    # Equal purchases aside, one order: histories and the saved table must not depend on the parts.
+    pipeline.learn_purchases(
+        pl.concat(list(read("purchases"))).sort("user_id", "time", "product_id")
+    )
+    if vectors is not None:
+        pipeline.learn_vectors(join_vectors(*vectors, pipeline.product_ids_, pipeline.query_ids_))
+    else:
+        pipeline.learn_vectors(None)
+    features = dataset.spec.features
+    names = (*features.sparse, *features.bags)
+    pipeline.learn_values(
+        {name: pl.concat(list(read(f"values_{place}"))) for place, name in enumerate(names)}
+    )
+    if features.target_statistics:
+        tables = range(len(with_parents(features.statistics_keys)))
+        pipeline.learn_rates([[merge_counts(read(f"targets_{place}")) for place in tables]])
+    pipeline.learn_scales(sample)
+    pipeline.save_(draft)
+    return {}
+
+
+def _blocks(scratch: Path, plan: BuildPlan) -> Iterator[tuple[Any, ...]]:
+    """Make the empty arrays, and cut every one into ranges of keys."""
+    folders = [scratch / "transformed" / f"{p:05d}" for p in range(plan.partitions)]
+    split = json.loads((scratch / SPLIT_FILE).read_text(encoding="utf-8"))
+    for part, rows in zip(PARTS, split["rows"], strict=True):
+        keys = [np.load(folder / part / "key.npy", mmap_mode="r") for folder in folders]
+        blocks = max(1, -(-rows // BLOCK_ROWS))
+        top = max((int(key[-1]) for key in keys if len(key)), default=0)
+        edges = [top * block // blocks + 1 for block in range(1, blocks)]
+        cuts = [
+            [0, *np.searchsorted(key, np.array(edges, np.uint64)).tolist(), len(key)]
+            for key in keys
+        ]
+        starts = np.cumsum([0, *(sum(c[b + 1] - c[b] for c in cuts) for b in range(blocks))])
+        (scratch / "arrays" / part).mkdir(parents=True, exist_ok=True)
+        for name in ARRAYS:
+            sources = [folder / part / f"{name}.npy" for folder in folders]
+            if not sources[0].is_file():
+                continue
+            target = scratch / "arrays" / part / f"{name}.npy"
+            if not target.is_file():
+                like = np.load(sources[0], mmap_mode="r")
+                np.lib.format.open_memmap(
+                    target, mode="w+", dtype=like.dtype, shape=(rows, *like.shape[1:])
+                )
+            for block in range(blocks):
+                bounds = [[cut[block], cut[block + 1]] for cut in cuts]
+                yield str(scratch), part, name, block, int(starts[block]), bounds
+
+
+def _publish(scratch: Path, out: Path, plan: BuildPlan, fingerprint: str, dataset: Dataset) -> None:
+    """Check the arrays, and put them in place; the manifest last, so half a build is none."""
+    pipeline = FeaturePipeline.load(scratch / FEATURES)
+    split = json.loads((scratch / SPLIT_FILE).read_text(encoding="utf-8"))
+    files = sorted((scratch / "arrays").rglob("*.npy")) + sorted(
+        file for file in (scratch / FEATURES).iterdir() if file.name != RESULT_FILE
+    )
+    sums = {str(file.relative_to(scratch)).removeprefix("arrays/"): _sha256(file) for file in files}
+    features = {name: value for name, value in sums.items() if name.startswith(FEATURES)}
+    manifest = {
+        "format": FORMAT,
+        "build": fingerprint,
+        "data": dataset.fingerprint(),
+        "features": hashlib.sha256(json.dumps(features, sort_keys=True).encode()).hexdigest(),
+        "seed": plan.seed,
+        "rows": dict(zip(PARTS, split["rows"], strict=True)),
+        "boundaries_us": split["boundaries_us"],
+        "sparse_names": pipeline.sparse_names,
+        "vocabulary_sizes": pipeline.vocabulary_sizes,
+        "dense_names": pipeline.dense_names,
+        "history_length": pipeline.spec.history.max_length,
+        "collision_share": pipeline.collisions,
+        "sha256": sums,
+    }
+    (out / MANIFEST_FILE).unlink(missing_ok=True)
+    for name in (FEATURES, *PARTS):
+        shutil.rmtree(out / name, ignore_errors=True)
+        source = scratch / FEATURES if name == FEATURES else scratch / "arrays" / name
+        source.rename(out / name)
+    (out / FEATURES / RESULT_FILE).unlink()
+    draft = out / f".{MANIFEST_FILE}"
+    draft.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    draft.rename(out / MANIFEST_FILE)
+    shutil.rmtree(scratch)
+    arrays = FeatureArrays.open(out)
+    refuse_mixed_times(
+        {
+            part: SplitPart(
+                time_us_N=arrays.array(part, "time_us_N"),
+                request_N=arrays.array(part, "request_N"),
+                user_N=arrays.array(part, "user_N"),
+            )
+            for part in PARTS
+        }
+    )
+
+
+def _units(dataset: Dataset) -> Iterator[tuple[str, str, int, int, int]]:
+    """Cut the files of the log into runs of row groups of some 500,000 rows."""
+    for table in ("impressions", "events"):
+        first_row = 0
+        for uri in dataset.files(table) if dataset.has(table) else []:
+            with fsspec.open(uri, "rb") as file:
+                meta = pq.ParquetFile(file).metadata
+                rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+            group = 0
+            while group < len(rows):
+                stop, taken = group + 1, rows[group]
+                while stop < len(rows) and taken + rows[stop] <= UNIT_ROWS:
+                    taken, stop = taken + rows[stop], stop + 1
+                yield table, uri, group, stop, first_row
+                group, first_row = stop, first_row + taken
+
+
+def _rows(uris: Sequence[str]) -> int:
+    total = 0
+    for uri in uris:
+        with fsspec.open(uri, "rb") as file:
+            total += pq.ParquetFile(file).metadata.num_rows
+    if not total:
+        raise ValueError("the impressions have no rows")
+    return total
+
+
+def _refuse_one_class(counted: Sequence[dict[str, Any]]) -> None:
+    rows, clicks = (np.sum([c[name] for c in counted], axis=0) for name in ("rows", "clicks"))
+    for part, of, clicked in zip(PARTS, rows, clicks, strict=True):
+        if clicked in (0, of):
+            raise ValueError(
+                f"impressions.clicked is one class in all {of} rows of the {part} part: nothing "
+                "can be learned or measured; is the split where you want it?"
+            )
+
+
+def _fingerprint(
+    dataset: Dataset, plan: BuildPlan, vectors: tuple[VectorTable, VectorTable] | None
+) -> str:
+    said = asdict(plan) | {
+        "format": FORMAT,
+        "tables": dataset.fingerprint(),
+        "spec": dataset.spec.model_dump(mode="json"),
+        "vectors": [table.fingerprint for table in vectors or ()],
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_ours(out: Path) -> bool:
+    return (out / MANIFEST_FILE).is_file() or any(out.glob(".build-*"))
+
+
+@contextmanager
+def _space_wanted(out: Path, rows: int, *, resumed: bool) -> Iterator[None]:
+    """Say it in words when the disk is too small, before the work or when it fills up."""
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free, wanted = shutil.disk_usage(there).free, rows * BYTES_A_ROW
+    advice = (
+        f"building features of {rows} rows takes up to {wanted / 1e9:.1f} GB beside the data; make "
+        "room or choose another folder, and repeat the command: it goes on where it stopped"
+    )
+    if free < wanted and not resumed:
+        raise ValueError(f"{out} has {free / 1e9:.1f} GB free: {advice}")
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if full:
+            raise ValueError(f"the disk of {out} is full: {advice}") from error
+        raise
