@@ -50,7 +50,7 @@ class Bm25Scores:
         weight_PV = csr_array(words.transform(texts), dtype=np.float64)
         split = words.build_analyzer()
         length_P = np.array([len(split(text)) for text in texts], np.float64)
-        df_V = np.bincount(weight_PV.indices, minlength=weight_PV.shape[1])
+        df_V = np.bincount(weight_PV.indices, minlength=len(words.vocabulary_))
         idf_V = np.log1p((len(texts) - df_V + 0.5) / (df_V + 0.5))
         relative_P = length_P / max(length_P.mean(), 1e-12)
         penalty_P = SATURATION * (1 - LENGTH_WEIGHT + LENGTH_WEIGHT * relative_P)
