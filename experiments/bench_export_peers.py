@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from ranking.model import ClickNetwork, FusedTables
+from ranking.fused_tables import FusedTables
+from ranking.model import ClickNetwork
 from ranking.predictor import open_session
 
 TREES, LEAVES = 300, 63

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+
+from ranking.crosses import crossed
 
 
 class CrossNetwork(nn.Module):
@@ -32,16 +35,26 @@ class CrossNetwork(nn.Module):
 
     def forward(self, start_BW: Tensor) -> Tensor:
         """Return the crossed features, shape (B, W)."""
-        x_BW = start_BW
-        for layer in self.layers:
-            x_BW = start_BW * layer(x_BW) + x_BW
-        return x_BW
+        if not torch.is_grad_enabled():
+            x_BW = start_BW
+            for layer in self.layers:
+                x_BW = torch.addcmul(x_BW, start_BW, layer(x_BW))
+            return x_BW
+        return crossed(start_BW, [list(layer.parameters()) for layer in self.layers])
+
+
+def as_computed(x_BW: Tensor) -> Tensor:
+    """Return the features in the precision that layers compute in here, once for all of them."""
+    device = x_BW.device.type
+    if torch.is_autocast_enabled(device):
+        return x_BW.to(torch.get_autocast_dtype(device))
+    return x_BW
 
 
 def mlp_of(width: int, layers: Sequence[int], dropout: float) -> nn.Sequential:
     """Return Linear, ReLU, Dropout for every width in ``layers``; nothing for none."""
     modules: list[nn.Module] = []
     for out in layers:
-        modules += [nn.Linear(width, out), nn.ReLU(), nn.Dropout(dropout)]
+        modules += [nn.Linear(width, out), nn.ReLU(inplace=True), nn.Dropout(dropout)]
         width = out
     return nn.Sequential(*modules)

@@ -13,110 +13,18 @@ arXiv:2008.13535.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
-from torchrec.optim import RowWiseAdagrad
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ranking.attention import HistoryAttention
 from ranking.entire_space import PurchaseTower, entire_space_loss
 from ranking.frequency_gate import FrequencyGate
-from ranking.layers import CrossNetwork, mlp_of
+from ranking.layers import CrossNetwork, as_computed, mlp_of
 from ranking.position import PositionTower
 from ranking.vector_features import VectorFeatures
-
-# Rows of an id table start at this deviation: small enough that an id seen once says little.
-_TABLE_DEVIATION = 0.01
-
-
-class FusedTables(nn.Module):
-    """One id table a sparse feature, updated during the backward pass by row-wise Adagrad.
-
-    torchrec's fused collection over fbgemm, on CPU too. Row 0 (out-of-vocabulary) starts at zero,
-    so a feature whose training rows never miss gives an unknown id no opinion.
-    """
-
-    def __init__(
-        self, names: Sequence[str], sizes: Sequence[int], width: int, *, learning_rate: float
-    ) -> None:
-        super().__init__()
-        # torchrec asks torch about fx tracing at every batch, and torch answers with a warning to
-        # developers that tells a user nothing.
-        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-        self.names = tuple(names)
-        # A table may not have a dot in its name ("products.category"), so tables are numbered;
-        # what they return is read by the feature's own name.
-        self.collection = FusedEmbeddingBagCollection(
-            tables=[
-                EmbeddingBagConfig(
-                    name=f"table_{number}",
-                    embedding_dim=width,
-                    num_embeddings=size,
-                    feature_names=[name],
-                )
-                for number, (name, size) in enumerate(zip(names, sizes, strict=True))
-            ],
-            optimizer_type=RowWiseAdagrad,
-            optimizer_kwargs={"learning_rate": learning_rate, "eps": 1e-8},
-            device=torch.device("cpu"),
-        )
-        with torch.no_grad():
-            for weight_VE in self.weights():
-                weight_VE.normal_(0.0, _TABLE_DEVIATION)
-                weight_VE[0] = 0.0
-
-    def weights(self) -> list[Tensor]:
-        """Return each feature's table, shape (V, E), in the order of ``names``."""
-        return [
-            self.collection.embedding_bags[f"table_{number}"].get_parameter("weight")
-            for number in range(len(self.names))
-        ]
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Change the rate at which the backward pass updates the tables."""
-        optimizer = self.collection.fused_optimizer()
-        for group in optimizer.param_groups:
-            cast(dict[str, float], group)["lr"] = learning_rate
-        # The fused optimizer's step moves no weight; it only hands the rate to the kernel.
-        optimizer.step()
-
-    def forward(self, sparse_BF: Tensor) -> Tensor:
-        """Return the rows of all features side by side, shape (B, F * E)."""
-        batch, features = sparse_BF.shape
-        bags = KeyedJaggedTensor(
-            keys=list(self.names),
-            values=sparse_BF.t().reshape(-1),
-            lengths=torch.ones(batch * features, dtype=torch.int32),
-            offsets=torch.arange(batch * features + 1, dtype=torch.int32),
-            stride=batch,
-        )
-        by_name = self.collection(bags).to_dict()
-        return torch.cat([by_name[name] for name in self.names], dim=1)
-
-
-class TableGroup(nn.Module):
-    """Several ``FusedTables`` whose rate is set together."""
-
-    def __init__(self, *tables: FusedTables) -> None:
-        super().__init__()
-        self.tables = tables
-        self.members = nn.ModuleList(tables)
-
-    def weights(self) -> list[Tensor]:
-        """Return the tables of all of them, each (V, E)."""
-        return [weight_VE for tables in self.tables for weight_VE in tables.weights()]
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Change the rate at which the backward pass updates all of them."""
-        for tables in self.tables:
-            tables.set_learning_rate(learning_rate)
 
 
 class ProductionTower(nn.Module):
@@ -171,6 +79,7 @@ class ProductionTower(nn.Module):
 
     def towers(self, x_BW: Tensor) -> Tensor:
         """Return the crosses and the MLP of ``inputs``, shape (B, out_width)."""
+        x_BW = as_computed(x_BW)
         return torch.cat([self.cross(x_BW), self.mlp(x_BW)], dim=1)
 
     def forward(self, sparse_BF: Tensor, dense_BC: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ranking.attention import HistoryAttention
 from ranking.contract import InputSignature
 from ranking.frequency_gate import FrequencyGate
-from ranking.model import ClickNetwork, FusedTables, ProductionTower, TableGroup
+from ranking.fused_tables import FusedTables, TableGroup
+from ranking.model import ClickNetwork, ProductionTower
 from ranking.position import PositionTower
 from ranking.tower_config import TowerConfig
 from ranking.vector_features import VectorFeatures, vector_widths

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ranking.fused_tables import FusedTables
 from ranking.metrics import auc, calibration_ratio
-from ranking.model import FusedTables
 from ranking.network import build_network
 from ranking.tower import TowerRanker
 

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ranking.contract import Progress
+from ranking.fused_tables import FusedTables, TableGroup
 from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
-from ranking.model import ClickNetwork, FusedTables, TableGroup
+from ranking.model import ClickNetwork
 
 SCORING_BATCH = 8192
 """Rows that are scored at a time."""

@@ -6,9 +6,9 @@ import torch
 
 from features.embedding_join import derived_features, gather_vectors
 from ranking.contract import InputSignature
+from ranking.fused_tables import FusedTables
 from ranking.inputs import ExampleTensors, FrozenVectors
 from ranking.layers import CrossNetwork
-from ranking.model import FusedTables
 from ranking.network import build_network
 from ranking.tower import TowerConfig
 from ranking.vector_features import VectorFeatures

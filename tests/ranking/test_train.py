@@ -49,7 +49,7 @@ def test_the_rate_drops_tenfold_on_a_plateau_and_training_stops_at_the_next(smal
 
 def test_a_drop_slows_the_tables_too(small_log, monkeypatch):
     rates = []
-    from ranking.model import FusedTables
+    from ranking.fused_tables import FusedTables
 
     set_rate = FusedTables.set_learning_rate
     monkeypatch.setattr(
