@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import math
 import os
 import time
@@ -139,7 +140,7 @@ class ChatClient:
             # The client's timeout is for each read; a server that drips would never meet it.
             async with asyncio.timeout(self._timeout_s):
                 raw = await self._client.chat.completions.with_raw_response.create(**request)
-            return Answered(body=raw.text)
+            return self._answer(raw.text)
         except openai.APIStatusError as error:
             return self._refusal(error)
         except (TimeoutError, openai.APITimeoutError):
@@ -149,6 +150,17 @@ class ChatClient:
             name = type(error.__cause__).__name__
             kind = "connect" if name in ("ConnectError", "ConnectTimeout") else "lost"
             return Failed(kind=kind, detail=self._safe(f"{name}: {error.__cause__ or error}"))
+
+    def _answer(self, body: str) -> Answered | Failed:
+        # Gateways report what went wrong behind them with status 200; whether it was billed, they
+        # do not say.
+        try:
+            parsed = json.loads(body)
+        except (ValueError, RecursionError):
+            return Answered(body=body)
+        if isinstance(parsed, dict) and parsed.get("error") and not parsed.get("choices"):
+            return Failed(kind="lost", detail=self._safe(f"status 200: {parsed['error']}"))
+        return Answered(body=body)
 
     def _refusal(self, error: Any) -> Failed:
         status, code = error.status_code, error.code or ""

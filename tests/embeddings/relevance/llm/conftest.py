@@ -60,8 +60,8 @@ class ChatServer:
     """Answers POST /v1/chat/completions; a context manager.
 
     ``fault_of(number, time)`` names what goes wrong when a pair is asked for the ``time``-th time,
-    from 0: "busy", "down", "cut", "slow", "refused", "filtered", None, or a text that is given
-    as the message instead of an answer.
+    from 0: "busy", "down", "cut", "slow", "gateway", "refused", "filtered", None, or a text that is
+    given as the message instead of an answer.
     """
 
     fault_of: object = None
@@ -167,6 +167,8 @@ class ChatServer:
             return self.send(http, 503, error("overloaded"))
         if fault == "filtered":
             return self.send(http, 400, error("flagged by our content policy", "content_filter"))
+        if fault == "gateway":
+            return self.send(http, 200, error("the provider is overloaded"))
         completion = self.completion(body, number, fault)
         if fault == "cut":
             content = json.dumps(completion).encode()

@@ -186,6 +186,14 @@ def test_nonsense_is_paid_for_retried_and_queued_and_never_a_label(chat_server, 
     assert run(shop(5), server, cache).calls == 0
 
 
+def test_an_error_with_status_200_is_no_answer(chat_server, shop, cache):
+    server = chat_server(fault_of=lambda number, repeat: "gateway" if repeat == 0 else None)
+    assert reasons(run(shop(5), server, cache)) == {}
+    totals = cache.totals()
+    assert (totals["lost"]["calls"], totals["answered"]["calls"]) == (5, 5)
+    assert totals["lost"]["cost"] > 0
+
+
 def test_a_refusal_is_queued_and_not_asked_again(chat_server, shop, cache):
     server = chat_server(fault_of=lambda number, repeat: "refused")
     assert reasons(run(shop(5), server, cache)) == {"refused": 5}
