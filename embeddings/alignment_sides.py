@@ -84,7 +84,8 @@ class TrainedProducts:
         model: Its text and multimodal encoder train.
         texts: One a product; an empty one means it has none.
         images: Decoded images.
-        features: Of the frozen encoders: what is kept are the images' own vectors.
+        image_PC: What the frozen image encoder reads off each, zeros where there is none; None
+            where there are no images.
         dropout: Chance that a product with both is seen by its text alone, and by its image alone.
         token_dropout: Chance that a token is hidden.
     """
@@ -94,12 +95,14 @@ class TrainedProducts:
         model: DashClip,
         texts: list[str],
         images: ImageTable,
-        features: ProductFeatures,
+        image_PC: Tensor | None,
         *,
         dropout: float,
         token_dropout: float,
     ) -> None:
-        self._model, self._features = model, features
+        self._model, self._image_PC = model, image_PC
+        self._has_text_P = torch.tensor([len(text) > 0 for text in texts], dtype=torch.bool)
+        self._has_image_P = torch.from_numpy(images.present_P)
         self._dropout, self._token_dropout = dropout, token_dropout
         # The last row is the text of a product whose text is hidden.
         self._tokens = tokenize(model.tokenizer, [*texts, ""], model.architecture.max_text_tokens)
@@ -107,10 +110,9 @@ class TrainedProducts:
 
     def vectors(self, row_M: Tensor, generator: torch.Generator | None) -> Tensor:
         """Vectors of some products, (M, E)."""
-        model, features = self._model, self._features.take(row_M)
-        projection = model.product_projection
+        model, projection = self._model, self._model.product_projection
         assert projection is not None
-        text_M, image_M = features.has_text_P, features.has_image_P
+        text_M, image_M = self._has_text_P[row_M], self._has_image_P[row_M]
         if generator is not None:
             hide_text_M, hide_image_M = draw_hidden(len(row_M), self._dropout, generator)
             both_M = text_M & image_M
@@ -135,10 +137,14 @@ class TrainedProducts:
                 written.append(text_BT.float())
         back_M = torch.argsort(torch.cat(places))
         device = model.device
+        if self._image_PC is None:
+            image_MC = torch.zeros(len(row_M), model.architecture.image.width)
+        else:
+            image_MC = self._image_PC[row_M] * image_M[:, None]
         seen = ProductFeatures(
             enc_PD=torch.cat(read)[back_M.to(device)],
             text_PT=torch.cat(written)[back_M.to(device)] * text_M.to(device)[:, None],
-            image_PC=features.image_PC.to(device) * image_M.to(device)[:, None],
+            image_PC=image_MC.to(device),
             has_text_P=text_M.to(device),
             has_image_P=image_M.to(device),
         )

@@ -25,6 +25,7 @@ from embeddings.cached_text import CachedStates
 from embeddings.images import ImageTable, decode_images
 from embeddings.judgements import Judgements
 from embeddings.model import DashClip
+from embeddings.product_features import ProductFeatures
 from embeddings.product_groups import product_groups
 from embeddings.schedule import generator_at
 from embeddings.stage2_training import AlignmentTraining
@@ -36,6 +37,10 @@ from embeddings.stages import (
     finished_stage,
 )
 from embeddings.text import product_texts, tokenize
+
+START_PRODUCTS = 8192
+"""Products, at most, that the projections start from where the encoders train: what they say of
+the rest will change anyway."""
 
 
 class Stage2Config(BaseModel):
@@ -224,23 +229,34 @@ def _prepare(
     depth = len(model.text.layers) - config.query_layers
     states = None if config.end_to_end else CachedStates(model, tokens, depth)
     query_side = Queries(model, tokens, states, config.token_dropout)
-    features = model.product_features(products, images=images)
-    initialise_projections_(
-        model, features, query_side.all_pooled(), generator_at(seed, "projections", 0)
-    )
+    start = generator_at(seed, "projections", 0)
     if config.end_to_end:
+        initialise_projections_(
+            model, _some_features(model, products, images), query_side.all_pooled(), start
+        )
         product_side = TrainedProducts(
             model,
             texts,
             images,
-            features,
+            model.product_features(products, "image", images=images).image_PC
+            if images.present_P.any()
+            else None,
             dropout=config.modality_dropout,
             token_dropout=config.token_dropout,
         )
     else:
+        features = model.product_features(products, images=images)
+        initialise_projections_(model, features, query_side.all_pooled(), start)
         views = [features]
         if bool((features.has_image_P & features.has_text_P).any()) and config.modality_dropout:
             views.append(model.product_features(products, "text"))
             views.append(model.product_features(products, "image", images=images))
         product_side = FrozenProducts(model, views, config.modality_dropout)
     return AlignmentTraining(config, model, product_side, query_side, judgements, group_P, seed)
+
+
+def _some_features(model: DashClip, products: pl.DataFrame, images: ImageTable) -> ProductFeatures:
+    """Features of products spread over the catalogue: enough for means, spreads and components."""
+    row_S = np.unique(np.linspace(0, len(products) - 1, START_PRODUCTS).astype(np.int64))
+    some = ImageTable(pixel_PSS3=images.pixel_PSS3[row_S], present_P=images.present_P[row_S])
+    return model.product_features(products[row_S], images=some)

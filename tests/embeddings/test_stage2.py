@@ -136,7 +136,7 @@ def test_trained_products_begin_as_what_they_are_embedded_as(first, products):
     torch.nn.init.normal_(model.product_projection.linear.weight)
     images = decode_images(mixed, model.architecture.image.pixels)
     texts = product_texts(mixed, ("title",))
-    side = TrainedProducts(model, texts, images, features, dropout=0.3, token_dropout=0.5)
+    side = TrainedProducts(model, texts, images, features.image_PC, dropout=0.3, token_dropout=0.5)
     expected = model.embed_products(mixed)
     np.testing.assert_allclose(side.all_vectors().numpy(), expected, atol=2e-3)
     some = torch.tensor([9, 0, 5])
