@@ -114,10 +114,12 @@ def test_labels_are_extended_to_new_pairs_of_training_queries(judge, products, q
     assert not any(is_test_query(text_of[query_id]) for query_id in found["query_id"])
     assert not column_violations("relevance", found)
     assert found.equals(extend_labels(*arguments, budget=60, seed=1))
-    sure = extend_labels(*arguments, budget=60, seed=1, min_share=0.8)
-    assert (
-        0 < len(sure) < 60 and sure.select(pl.max_horizontal("p0", "p1", "p2").min()).item() >= 0.8
-    )
+    likeliest = pl.max_horizontal("p0", "p1", "p2")
+    middle = found.select(likeliest.median()).item()
+    sure = extend_labels(*arguments, budget=60, seed=1, min_share=middle)
+    assert 0 < len(sure) < 60 and sure.select(likeliest.min()).item() >= middle
+    with pytest.raises(ValueError, match="lower min_share"):
+        extend_labels(*arguments, budget=60, seed=1, min_share=1.01)
 
 
 def test_extending_refuses_a_budget_of_nothing_and_test_queries_alone(
