@@ -24,6 +24,7 @@ from features.examples import Examples
 from ranking.baselines import LightGBMRanker, LogisticRegression
 from ranking.contract import ClickModel, Progress, load_click_model
 from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +67,14 @@ def new_model(variant: Variant, config: RunConfig) -> ClickModel:
         return LogisticRegression()
     if variant.model == "lightgbm":
         return LightGBMRanker()
-    return TowerRanker(
-        config.tower.model_copy(
-            update={
-                "use_vectors": with_vectors,
-                "single_tower": variant.single_tower,
-                "derived": variant.derived,
-            }
-        )
-    )
+    settings = {
+        **config.tower.model_dump(),
+        "use_vectors": with_vectors,
+        "single_tower": variant.single_tower,
+        "derived": variant.derived,
+        **variant.tower,
+    }
+    return TowerRanker(TowerConfig.model_validate(settings))
 
 
 def trained_at(variant: Variant, seed: int) -> str:

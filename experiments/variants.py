@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from features.dataset import Dataset
 
@@ -39,10 +39,16 @@ class Variant(BaseModel):
     """Vectors beside the sparse features in one tower, instead of a tower of their own."""
     derived: bool = True
     """Whether it sees cos(product, query) and cos(product, history)."""
+    tower: dict[str, JsonValue] = {}
+    """Settings of ``TowerConfig`` that make the variant what it is."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The tables and columns this variant needs beside impressions."""
+        if self.tower.get("entire_space"):
+            return ("impressions.purchased",)
+        if self.tower.get("position_slots"):
+            return ("impressions.position",)
         if self.vectors is None:
             return ()
         if self.vectors == "off_the_shelf":
@@ -130,6 +136,75 @@ def no_derived() -> Variant:
     )
 
 
+def full_rank() -> Variant:
+    """DCN-v2 with full cross matrices instead of low-rank ones."""
+    return Variant(
+        name="full_rank",
+        meaning="DCN-v2 with full crosses, no vectors",
+        tower={"cross_rank": None, "cross_layers": 3},
+    )
+
+
+def attention() -> Variant:
+    """DashCLIP vectors, and the candidate attends to the history by them."""
+    return dashclip().model_copy(
+        update={
+            "name": "attention",
+            "meaning": "DashCLIP vectors, target attention over the history",
+            "tower": {"attention": "vectors"},
+        }
+    )
+
+
+def attention_ids() -> Variant:
+    """No vectors; the candidate attends to the history by embeddings of the products' own."""
+    return Variant(
+        name="attention_ids",
+        meaning="target attention over the history's ids, no vectors",
+        tower={"attention": "ids"},
+    )
+
+
+def semantic_ids() -> Variant:
+    """DashCLIP vectors as semantic ids alone: three levels of sparse features, no vector."""
+    return dashclip().model_copy(
+        update={
+            "name": "semantic_ids",
+            "meaning": "DashCLIP vectors as semantic ids, three levels",
+            "tower": {"use_vectors": False, "semantic_levels": 3},
+        }
+    )
+
+
+def frequency_gate() -> Variant:
+    """The product's id embedding mixed with its DashCLIP vector by how often it was shown."""
+    return dashclip().model_copy(
+        update={
+            "name": "frequency_gate",
+            "meaning": "product id and DashCLIP vector mixed by frequency",
+            "tower": {"use_vectors": False, "frequency_gate": "product_id"},
+        }
+    )
+
+
+def position_tower() -> Variant:
+    """The position in a shallow tower at training, absent at scoring; no vectors."""
+    return Variant(
+        name="position_tower",
+        meaning="position in a tower of its own at training, no vectors",
+        tower={"position_slots": 20},
+    )
+
+
+def entire_space() -> Variant:
+    """Clicks and purchases learned together (ESMM), no vectors."""
+    return Variant(
+        name="entire_space",
+        meaning="clicks and purchases learned together, no vectors",
+        tower={"entire_space": True},
+    )
+
+
 def logistic() -> Variant:
     """Logistic regression on ids and dense columns."""
     return Variant(name="logistic", meaning="logistic regression, no vectors", model="logistic")
@@ -163,6 +238,13 @@ REGISTRY: dict[str, Callable[[], Variant]] = {
         dashclip,
         single_tower,
         no_derived,
+        full_rank,
+        attention,
+        attention_ids,
+        semantic_ids,
+        frequency_gate,
+        position_tower,
+        entire_space,
         logistic,
         lightgbm,
         lightgbm_dashclip,

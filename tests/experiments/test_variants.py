@@ -3,9 +3,13 @@
 import polars as pl
 import pytest
 
+from experiments.config import RunConfig
+from experiments.training import new_model
 from experiments.variants import CONTROLS, REGISTRY, STANDARD, feasible_variants, find_variants
 from features.dataset import Dataset
 from features.schema import DatasetSpec
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 
 IMPRESSIONS = pl.DataFrame({"request_id": ["r"]})
 SPEC = DatasetSpec(name="log")
@@ -33,7 +37,12 @@ def test_a_catalogue_without_images_feeds_all_but_the_image_variants():
         "relevance": pl.DataFrame({"query_id": ["q"], "product_id": ["p"], "label": [2]}),
     }
     feasible = feasible_variants(dataset(**tables), tuple(REGISTRY))
-    assert set(REGISTRY) - set(feasible) == {"stage1", "image_only"}
+    assert set(REGISTRY) - set(feasible) == {
+        "stage1",
+        "image_only",
+        "position_tower",
+        "entire_space",
+    }
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones():
@@ -48,6 +57,26 @@ def test_a_variant_named_twice_is_refused():
 
 def test_both_placebos_stand_in_the_standard_set():
     assert set(CONTROLS) <= set(STANDARD)
+
+
+def test_positions_and_purchases_are_named_where_they_are_missing():
+    with pytest.raises(ValueError, match=r"no impressions\.position and no impressions\.purchased"):
+        find_variants(["position_tower", "entire_space"], dataset())
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_variant_keeps_the_settings_it_is_given_but_those_that_make_it(name, tmp_path):
+    tower = TowerConfig(batch_size=77, semantic_codes=9)
+    variant = REGISTRY[name]()
+    model = new_model(variant, RunConfig(data=tmp_path, out=tmp_path, tower=tower))
+    if variant.model != "tower":
+        assert not isinstance(model, TowerRanker)
+        return
+    assert isinstance(model, TowerRanker)
+    assert (model.config.batch_size, model.config.semantic_codes) == (77, 9)
+    assert model.uses_vectors == (variant.vectors is not None)
+    for setting, value in variant.tower.items():
+        assert getattr(model.config, setting) == value
 
 
 def test_every_variant_is_registered_under_its_own_name():
