@@ -12,7 +12,7 @@ from tyro.extras import SubcommandApp
 
 from experiments.bench_stages import BENCH_STAGES, BenchStage
 from experiments.cli_bundle import BUNDLE_COMMANDS
-from experiments.cli_compare import COMPARE_COMMANDS
+from experiments.cli_compare import COMPARE_COMMANDS, track_app
 from experiments.cli_data import data_app
 from experiments.cli_label import label_app
 from experiments.cli_simulate import SIMULATE_COMMANDS
@@ -301,6 +301,7 @@ for verb, command in {
     **COMPARE_COMMANDS,
 }.items():
     app.command(name=verb)(command)
+app.command(track_app, name="track", help="Send to MLflow what it missed of a run.")
 app.command(data_app, name="data", help="Make, check, describe, import or simulate a dataset.")
 app.command(label_app, name="label", help="Label pairs, audit who labelled, choose what to label.")
 

@@ -1,11 +1,13 @@
-"""Commands that compare: variants on one log, and their order over many worlds."""
+"""Commands that compare variants, and that keep what came of it in MLflow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tyro.extras import SubcommandApp
 
 from experiments.config import RunConfig
 from experiments.seed_agreement import AgreementConfig
@@ -60,7 +62,52 @@ def agreement(config: AgreementSettings, json: JsonFile = None) -> None:
     write_figures(json, result.to_metrics())
 
 
+def register(
+    run_folder: tyro.conf.Positional[Path],
+    name: tyro.conf.Positional[str],
+    variant: str | None = None,
+    bundle: Path | None = None,
+) -> None:
+    """Register a variant of a run with MLflow, as champion if it ships and as challenger if not.
+
+    Args:
+        run_folder: Folder of a run that compared variants and was tracked.
+        name: Of the registered model; `models:/NAME@champion` is what to serve.
+        variant: Which one; by default the best that ships, else the best candidate.
+        bundle: What `adtower export` wrote of it; by default it is exported now, to
+            RUN_FOLDER/bundles/VARIANT.
+    """
+    from experiments import commands
+    from experiments.model_registry import choose, read_comparison, register_run
+
+    chosen, _ = choose(read_comparison(run_folder), variant)
+    if bundle is None:
+        bundle = run_folder / "bundles" / chosen
+        if not bundle.is_dir():
+            commands.export(run_folder, bundle, variants=[chosen], progress=new_progress())
+    registered = register_run(run_folder, bundle, name, chosen)
+    say(f"{registered.uri}: version {registered.version}, {chosen}: {registered.why}")
+    if registered.before is not None:
+        say(f"until now {registered.alias} was version {registered.before}")
+
+
+track_app = SubcommandApp()
+
+
+@track_app.command(name="replay")
+def track_replay(run_folder: tyro.conf.Positional[Path]) -> None:
+    """Send to MLflow what it missed of a run because it could not be reached.
+
+    Args:
+        run_folder: Folder of the run.
+    """
+    from experiments.tracking import replay
+
+    say(f"{replay(run_folder)} records sent")
+
+
 COMPARE_COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "agreement": agreement,
+    "register": register,
 }

@@ -26,9 +26,11 @@ VERBS = (
         "doctor",
         "reproduce",
         "agreement",
+        "register",
     ),
 )
 DATA_VERBS = ("make", "check", "describe", "simulate", "import")
+TRACK_VERBS = ("replay",)
 IMPORTS = ("homedepot", "fashion", "clicks")
 
 
@@ -75,6 +77,7 @@ def broken(cli_world, tmp_path):
         *VERBS,
         *(f"data {verb}" for verb in DATA_VERBS),
         *(f"data import {name}" for name in IMPORTS),
+        *(f"track {verb}" for verb in TRACK_VERBS),
     ],
 )
 def test_every_verb_explains_itself(adtower, verb):
