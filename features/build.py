@@ -42,7 +42,7 @@ from features.dataset import Dataset
 from features.embedding_join import VectorTable, join_vectors
 from features.feature_spec import SIDE_TABLE_KEYS
 from features.leak_guards import SplitPart, refuse_mixed_times
-from features.partitions import Task, run_tasks
+from features.partitions import Task, Workers
 from features.pipeline import FeaturePipeline
 from features.split import EPOCH
 from features.target_rates import with_parents
@@ -80,7 +80,7 @@ def build_features(
         out: Where the arrays, the fitted pipeline (``features/``) and the manifest go.
         partitions: Parts that users are dealt into; by default some 700,000 rows each. Changes
             memory and time, never a byte of the result.
-        workers: See ``run_tasks``.
+        workers: See ``Workers``.
         seed: Of the order of the training rows.
         min_count: See ``Vocabulary``.
         sample_rows: Training rows that dense columns are scaled by, about.
@@ -119,7 +119,8 @@ def build_features(
                 shutil.rmtree(stale)
         scratch.mkdir(exist_ok=True)
         plan.save_(scratch)
-        _build(scratch, plan, dataset, vectors, workers, report or (lambda *_: None))
+        with Workers(workers) as hands:
+            _build(scratch, plan, dataset, vectors, hands, report or (lambda *_: None))
         _publish(scratch, out, plan, fingerprint, dataset)
     return FeatureArrays.open(out)
 
@@ -129,14 +130,14 @@ def _build(
     plan: BuildPlan,
     dataset: Dataset,
     vectors: tuple[VectorTable, VectorTable] | None,
-    workers: str,
+    workers: Workers,
     report: Report,
 ) -> None:
     where, parts = str(scratch), range(plan.partitions)
 
     def run(name: str, step: Task, tasks: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
         results = []
-        for done, result in enumerate(run_tasks(step, tasks, workers), start=1):
+        for done, result in enumerate(workers.run(step, tasks), start=1):
             report(done, len(tasks), name)
             results.append(result)
         return results

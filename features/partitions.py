@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 Task = Callable[..., dict[str, Any]]
 """A function of a module, called with the plain values of one task."""
@@ -26,28 +26,51 @@ ONE_THREAD: dict[str, str] = {
 """What a worker's libraries are told; workers share the cores instead of fighting over them."""
 
 
-def run_tasks(
-    function: Task, tasks: Sequence[Sequence[Any]], workers: str = "local:1"
-) -> Iterator[dict[str, Any]]:
-    """Call a function once for every task and yield the results in the order of the tasks.
+class Workers:
+    """Those who do tasks; for use in a ``with`` block.
 
     Args:
-        function: Of a module, so that other processes find it by name.
-        tasks: The arguments of each call.
-        workers: ``local:N`` for N processes here (1 runs in this one), ``ray`` for all that a Ray
+        workers: ``local:N`` for N processes here (1 works in this one), ``ray`` for all that a Ray
             cluster has, or ``ray:N`` for N of its processors.
 
     Raises:
-        ValueError: If ``workers`` is none of these, or Ray is asked for and not installed.
+        ValueError: If ``workers`` is none of these.
     """
-    kind, count = parse_workers(workers)
-    if kind == "ray":
-        yield from _run_by_ray(function, tasks, count)
-    elif count == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield function(*task)
-    else:
-        yield from _run_by_pool(function, tasks, min(count or 1, len(tasks)))
+
+    def __init__(self, workers: str = "local:1") -> None:
+        self.kind, self.count = parse_workers(workers)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, function: Task, tasks: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+        """Call a function of a module once for every task; yield results in the tasks' order.
+
+        Raises:
+            ValueError: If Ray is asked for and not installed.
+        """
+        if self.kind == "ray":
+            yield from _run_by_ray(function, tasks, self.count)
+        elif self.count == 1 or len(tasks) < 2:
+            for task in tasks:
+                yield function(*task)
+        else:
+            with _environment(ONE_THREAD):
+                waiting = [self._processes().submit(function, *task) for task in tasks]
+            for future in waiting:
+                yield future.result()
+
+    def _processes(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Fresh processes: a forked one would inherit threads' locks that nobody releases.
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, mp_context=spawn)
+        return self._pool
 
 
 def parse_workers(workers: str) -> tuple[str, int | None]:
@@ -62,21 +85,6 @@ def parse_workers(workers: str) -> tuple[str, int | None]:
     if not colon:
         return kind, (os.cpu_count() or 1) if kind == "local" else None
     return kind, int(count)
-
-
-def _run_by_pool(
-    function: Task, tasks: Sequence[Sequence[Any]], processes: int
-) -> Iterator[dict[str, Any]]:
-    # Fresh processes: a forked one would inherit threads' locks that nobody releases.
-    spawn = multiprocessing.get_context("spawn")
-    with _environment(ONE_THREAD), ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-        waiting = [pool.submit(function, *task) for task in tasks]
-        try:
-            for future in waiting:
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _run_by_ray(
