@@ -57,6 +57,7 @@ class AnnotatorRun:
         self._rng = random.Random(seed)
         # Questions given up since the last answer: many in a row mean an endpoint that is down.
         self._given_up = 0
+        self._answered = 0
 
     def request(self, question: Question) -> dict[str, Any]:
         """Return the request that asks a question."""
@@ -157,14 +158,18 @@ class AnnotatorRun:
     async def _ask(self, client: ChatClient, question: Question) -> Verdict:
         """Call until there is a verdict: an answer, or a reason to call no more."""
         request, key = self.request(question), self.key(question)
-        failures = 0
+        failures, answered = 0, self._answered
         while True:
             outcome = await self._call(client, key, request)
             if isinstance(outcome, Answered):
+                self._answered += 1
                 if verdict := self.settled(question):
                     return verdict
                 failures = 0
                 continue
+            if outcome.kind == "busy" and self._answered > answered:
+                # A rate limit that lets others through is no failure, however often it is met.
+                failures, answered = 0, self._answered
             if outcome.kind == "fatal":
                 raise _StopError(f"{self._endpoint.base_url} takes no request: {outcome.detail}")
             if not outcome.worth_repeating:

@@ -1,5 +1,6 @@
 """The annotator against a real HTTP server that misbehaves."""
 
+import asyncio
 import itertools
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from embeddings.relevance.llm_endpoint import Endpoint
 from embeddings.relevance.llm_ledger import Prices
 from embeddings.relevance.llm_outputs import label_tables
 from embeddings.relevance.llm_pairs import questions_of
+from embeddings.relevance.llm_run import AnnotatorRun
 from embeddings.relevance.llm_verdict import Labelled, Queued
 from embeddings.relevance.rubric import SHOP_RUBRIC
 
@@ -264,6 +266,35 @@ def test_a_wait_beyond_the_longest_stops_the_run(chat_server, shop, cache):
     annotation = run(shop(5), server, cache)
     assert "asks to be left alone for 3600 s" in annotation.stopped
     assert len(server.requests) == 1
+
+
+def test_a_rate_limit_costs_time_and_no_label(chat_server, shop, cache):
+    # Twelve callers where one gets through every 20 ms: most are refused more often than attempts.
+    server = chat_server(every_s=0.02, retry_after="0.01")
+    annotation = run(shop(60), server, cache, concurrency=12, attempts=3)
+    assert annotation.stopped is None
+    assert reasons(annotation) == {}
+    assert server.statuses[429] > 60
+    assert set(server.usable.values()) == {1}
+
+
+def test_an_interrupted_run_counts_what_was_under_way(chat_server, shop, cache):
+    async def story():
+        server = chat_server(answer_s=0.5)
+        call = AnnotatorRun(config(server, concurrency=3), cache, SHOP_RUBRIC)
+        task = asyncio.create_task(call.settle(questions(shop(40)), None))
+        while server.under_way < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return call.cost
+
+    cost = asyncio.run(story())
+    lost = cache.totals()["lost"]
+    assert lost["calls"] == 3
+    assert cost == pytest.approx(sum(total["cost"] for total in cache.totals().values()))
+    assert lost["cost"] > 0
 
 
 def test_no_more_calls_are_under_way_than_allowed(chat_server, shop, cache):

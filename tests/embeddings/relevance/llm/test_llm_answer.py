@@ -51,6 +51,7 @@ NOT_ANSWERS = [
     f"Sure! {PLAIN}",
     f"{PLAIN} Hope this helps",
     f"{PLAIN}{PLAIN}",
+    f"Sure!\n```json\n{PLAIN}\n```\nI hope this helps",
     PLAIN.replace('"same"', '"very same"'),
     PLAIN.replace('"same"', "2"),
     PLAIN.replace('"same"', '["same"]'),
