@@ -23,6 +23,7 @@ def data_make(
     requests: int = 60_000,
     seed: int = 0,
     parameters: WorldParameters = WorldParameters(),  # noqa: B008
+    market: Path | None = None,
 ) -> None:
     """Generate a grocery world: catalogue with images, queries, labels, and a simulated click log.
 
@@ -32,12 +33,18 @@ def data_make(
         requests: Logged search requests, eight impressions each.
         seed: The same seed gives the same bytes.
         parameters: How the marketplace behaves; each default has a stated source or reason.
+        market: Parameters file of `adtower data fit-market`; what it sets goes before the rest.
     """
+    from experiments.marketplace.market_file import with_market
     from experiments.marketplace.world import make_world
 
     with new_progress().stage("making the grocery world"):
         made = make_world(
-            out, products=products, requests=requests, seed=seed, parameters=parameters
+            out,
+            products=products,
+            requests=requests,
+            seed=seed,
+            parameters=with_market(parameters, market),
         )
     say(f"dataset: {made}")
 
@@ -90,7 +97,10 @@ def data_describe(folder: tyro.conf.Positional[str], json: JsonFile = None) -> N
 
 @data_app.command(name="simulate")
 def data_simulate(
-    folder: tyro.conf.Positional[Path], requests: int = 60_000, seed: int = 0
+    folder: tyro.conf.Positional[Path],
+    requests: int = 60_000,
+    seed: int = 0,
+    market: Path | None = None,
 ) -> None:
     """Add a simulated click log to a catalogue that has labels but no log.
 
@@ -100,12 +110,62 @@ def data_simulate(
         folder: A dataset with products, queries and relevance.
         requests: Search requests to simulate, eight impressions each.
         seed: The same seed gives the same log.
+        market: Parameters file of `adtower data fit-market`.
     """
+    from experiments.marketplace.market_file import with_market
     from experiments.marketplace.world import simulate_log
 
+    parameters = with_market(WorldParameters(), market)
     with new_progress().stage("simulating shoppers"):
-        simulate_log(folder, requests=requests, seed=seed)
+        simulate_log(folder, requests=requests, seed=seed, parameters=parameters)
     say(f"dataset: {folder}")
+
+
+@data_app.command(name="fit-market")
+def data_fit_market(
+    impressions: Path,
+    out: Path,
+    columns: dict[str, str] | None = None,
+    slots: int | None = None,
+    share: float = 0.3,
+    json: JsonFile = None,
+) -> None:
+    """Fit the simulator's looks by slot, bids and purchases to a real log of impressions.
+
+    An item's clicks are compared over the slots it was shown in, so that a slot is not blamed for
+    what the ranker put there. Judge models on later rows than those fitted.
+
+    Args:
+        impressions: Parquet with query_id, product_id, position (from 1) and clicked; time,
+            request_id, user_id, bid_micros and purchased are used where they are.
+        out: Parameters file to write, for --market of make and simulate.
+        columns: Pairs of our name and yours: --columns query_id query product_id url ...
+        slots: Fit the first so many slots; by default all.
+        share: Of the log, the earliest part; the rest is left for models.
+        json: Also write the figures there, flat.
+    """
+    import polars as pl
+
+    from experiments.marketplace.fit_market import fit_market
+
+    fitted = fit_market(pl.read_parquet(impressions), columns=columns, slots=slots, share=share)
+    fitted.write_(out)
+    table = Table("slot", "click rate", "looked at")
+    figures: dict[str, float] = {}
+    curve = fitted.curve
+    pairs = zip(curve.click_rate_S, curve.examination_S, strict=True)
+    for slot, (rate, look) in enumerate(pairs, start=1):
+        table.add_row(str(slot), f"{rate:.4f}", f"{look:.4f}")
+        figures |= {f"examination.{slot}": float(look), f"click_rate.{slot}": float(rate)}
+    print_table(table)
+    scalars = {k: float(v) for k, v in fitted.parameters.items() if k != "examination"}
+    for name, value in scalars.items():
+        say(f"{name}: {value:g}")
+    say(
+        f"fitted on {fitted.fitted_on['impressions']:,} impressions, of which "
+        f"{curve.informative_impressions:,} are of items that changed their slot: {out}"
+    )
+    write_figures(json, figures | scalars)
 
 
 @import_app.command(name="homedepot")

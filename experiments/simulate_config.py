@@ -37,7 +37,8 @@ class SimulateConfig(AbConfig):
     swap: bool = False
     """Give the treatment the control's users and the other way round."""
     market: Path | None = None
-    """Parameters file of `adtower data fit-market`: other rules of auction and shoppers."""
+    """Parameters file of `adtower data fit-market`. What acts when requests are served is taken
+    from it (auction, looks, purchases); bids and users are those of the world."""
     budget_share: float | None = Field(default=None, gt=0)
     """Budgets as a share of what advertisers would spend without any; below 1 they bind."""
     budgets: Path | None = None

@@ -15,7 +15,7 @@ from experiments.ab_test import simulate_ab
 from experiments.interference import compare_splits
 from experiments.marketplace.budgets import read_budgets
 from experiments.marketplace.market_file import read_market
-from experiments.marketplace.world import World
+from experiments.marketplace.world import RULES, World
 from experiments.power import PowerPlan
 from experiments.preregistration import Preregistration
 from experiments.progress import Progress, Silent
@@ -130,7 +130,8 @@ def run_ab(
             another decision, or as ``simulate_ab``.
     """
     if config.market is not None:
-        world = world.with_parameters(**read_market(config.market))
+        fitted = read_market(config.market)
+        world = world.with_parameters(**{k: v for k, v in fitted.items() if k in RULES})
     budget_test = None
     if config.budget_share is not None or config.budgets is not None:
         budget_test = functools.partial(
