@@ -218,8 +218,14 @@ def _write_member_(
     model: ClickModel, path: Path, calibrator: Calibrator | None, int8_tables: bool
 ) -> None:
     if isinstance(model, TowerRanker):
-        network, signature = model.network_, model.signature_
-        write_network_(network, signature, path, calibrator=calibrator, int8_tables=int8_tables)
+        write_network_(
+            model.network_,
+            model.signature_,
+            path,
+            calibrator=calibrator,
+            int8_tables=int8_tables,
+            codebook=model.codebook_,
+        )
     elif isinstance(model, LogisticRegression):
         write_logistic_(model, path, calibrator=calibrator)
     else:

@@ -28,11 +28,14 @@ from ranking.bundle import OUTPUT_NAME
 from ranking.calibration import Calibrator, Isotonic, Platt, Temperature
 from ranking.contract import InputSignature
 from ranking.feeds import FeatureSplit
+from ranking.frequency_gate import FrequencyGate
 from ranking.fused_tables import FusedTables
 from ranking.graph import Graph, Part, Parts, as_float, side_by_side, width_of
 from ranking.layers import CrossNetwork
+from ranking.lowered_parts import gated, semantic_ids
 from ranking.model import ClickNetwork
 from ranking.quantise import ByteTable
+from ranking.semantic_ids import ResidualCodebook
 from ranking.vector_features import VectorFeatures
 
 _SMALLEST_NORM = 1e-12
@@ -46,8 +49,12 @@ def write_network_(
     *,
     calibrator: Calibrator | None = None,
     int8_tables: bool = False,
+    codebook: ResidualCodebook | None = None,
 ) -> None:
     """Write a click network as ``model.onnx``; ``ranking.feeds`` says what it takes.
+
+    A tower for the position leaves its number of "unknown" alone, and of a network that learned
+    purchases too the clicks are written.
 
     Args:
         network: A fitted network.
@@ -55,20 +62,39 @@ def write_network_(
         path: Of the file.
         calibrator: Applied inside the graph.
         int8_tables: Write the id tables in one byte a value; their rows should be rounded so.
+        codebook: What makes the network's semantic ids, where it has any.
+
+    Raises:
+        ValueError: If the network attends to the history, or the calibrator has no form as a graph.
     """
+    if network.attention is not None:
+        raise ValueError(
+            "a network with attention over the history cannot be exported: a bundle is fed the "
+            "mean of the history's vectors, not each of them. Export a variant without attention"
+        )
     graph = Graph()
     split = FeatureSplit.of(signature)
     tables = network.production.tables
     columns = _Columns(graph, split)
+    vectors = _Vectors(graph, signature.vectors_dim) if signature.vectors_dim is not None else None
     parts: Parts = []
     if isinstance(tables, FusedTables):
         weights = [_array(weight) for weight in tables.weights()]
-        parts += columns.embedded(_Table(graph, weights, int8=int8_tables))
+        table = _Table(graph, weights, int8=int8_tables)
+        gate = network.production.gate
+        own = None if gate is None else network.production.gated
+        parts += columns.embedded(table, apart=own)
+        if gate is not None:
+            assert vectors is not None
+            parts.append(columns.gated(table, network.production.gated, vectors.product, gate))
+        if codebook is not None:
+            assert vectors is not None
+            parts.append(_semantic(graph, table, vectors, codebook, len(signature.sparse_names)))
     parts += columns.dense(width_of(parts))
     plain: Parts = []
     tower: Parts = []
     if network.vectors is not None:
-        vectors = _Vectors(graph, _dim(signature))
+        assert vectors is not None
         crossed = vectors.crossed(network.vectors)
         plain = vectors.plain(network.vectors)
         if network.tower is None:
@@ -85,6 +111,8 @@ def write_network_(
     hidden = _mlp(graph, joint, network.head) if len(network.head) else []
     slope, intercept = _affine(calibrator)
     weight_1W, bias_1 = _array(network.logit.weight), _array(network.logit.bias)
+    if network.position is not None:
+        bias_1 = bias_1 + _array(network.position.logit.weight)[0]
     logit = graph.linear(side_by_side(joint, hidden), weight_1W * slope, bias_1 * slope + intercept)
     _finish_(graph, logit.tensor, calibrator, path)
 
@@ -130,6 +158,10 @@ class _Table:
         else:
             self.rows = graph.weight("tables", table_VE)
 
+    def columns(self, features: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the features' embeddings stand in the first layer's input."""
+        return (features[:, None] * self.width + np.arange(self.width)).ravel()
+
     def gather(self, ids: str, features: NDArray[np.int64]) -> str:
         """Return the features' rows side by side, shape (N or R, F * E)."""
         graph = self.graph
@@ -149,16 +181,33 @@ class _Columns:
     def __init__(self, graph: Graph, split: FeatureSplit) -> None:
         self.graph, self.split = graph, split
 
-    def embedded(self, table: _Table) -> Parts:
+    def embedded(self, table: _Table, *, apart: int | None = None) -> Parts:
+        """The features' embeddings, but those of one that is dealt with apart."""
         sides = ((self.split.request_sparse, True), (self.split.candidate_sparse, False))
         parts = []
         for features, of_request in sides:
-            if len(features):
-                name, rows = ("request_sparse", "R") if of_request else ("candidate_sparse", "N")
-                ids = self.graph.input(name, np.int32, [rows, len(features)])
-                of = features[:, None] * table.width + np.arange(table.width)
-                parts.append(Part(table.gather(ids, features), of.ravel(), of_request))
+            if not len(features):
+                continue
+            name, rows = ("request_sparse", "R") if of_request else ("candidate_sparse", "N")
+            ids = self.graph.input(name, np.int32, [rows, len(features)])
+            place_of = {int(feature): place for place, feature in enumerate(features)}
+            if apart in place_of:
+                self.apart = self._columns_of(ids, [place_of.pop(apart)])
+                features = np.array([*place_of], np.int64)
+                if not len(features):
+                    continue
+                ids = self._columns_of(ids, [*place_of.values()])
+            parts.append(Part(table.gather(ids, features), table.columns(features), of_request))
         return parts
+
+    def gated(self, table: _Table, feature: int, product: str, gate: FrequencyGate) -> Part:
+        """The embedding of the feature that ``embedded`` left apart, mixed with the product's."""
+        features = np.array([feature])
+        mixed = gated(self.graph, self.apart, table.gather(self.apart, features), product, gate)
+        return Part(mixed, table.columns(features), False)
+
+    def _columns_of(self, ids: str, places: list[int]) -> str:
+        return self.graph.add("Gather", ids, self.graph.weight("places", np.array(places)), axis=1)
 
     def dense(self, first: int) -> Parts:
         sides = ((self.split.request_dense, True), (self.split.candidate_dense, False))
@@ -241,6 +290,15 @@ class _Vectors:
         return self.graph.weight("last_axis", np.array([1], np.int64))
 
 
+def _semantic(
+    graph: Graph, table: _Table, vectors: _Vectors, codebook: ResidualCodebook, first: int
+) -> Part:
+    """The embeddings of the semantic ids, which follow the model's own ``first`` features."""
+    features = first + np.arange(len(codebook.centroid_LKD))
+    ids = semantic_ids(graph, vectors.product, vectors.product_present, codebook)
+    return Part(table.gather(ids, features), table.columns(features), False)
+
+
 def _mlp(graph: Graph, parts: Parts, layers: nn.Sequential) -> Parts:
     """The hidden layers of ``ranking.model.mlp_of``; the input itself where there are none."""
     for layer in layers:
@@ -309,11 +367,6 @@ def _interpolated(graph: Graph, logit: str, isotonic: Isotonic) -> str:
     )
     rise = graph.add("Mul", graph.add("Sub", held, from_x), slope)
     return graph.add("Cast", graph.add("Add", from_y, rise), to=TensorProto.FLOAT)
-
-
-def _dim(signature: InputSignature) -> int:
-    assert signature.vectors_dim is not None
-    return signature.vectors_dim
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

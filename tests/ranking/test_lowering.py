@@ -20,6 +20,7 @@ from ranking.lowering import write_logistic_, write_network_
 from ranking.network import build_network
 from ranking.predictor import open_session
 from ranking.quantise import ByteTable, with_rounded_tables
+from ranking.semantic_ids import ResidualCodebook
 from ranking.tower import TowerConfig, TowerRanker
 
 TOLERANCE = 1e-6
@@ -31,6 +32,10 @@ NETWORKS = {
     "full_rank": {"cross_rank": None, "cross_layers": 3},
     "no_crosses": {"cross_layers": 0, "production_mlp": ()},
     "no_head": {"head": (), "use_vectors": False},
+    "semantic_ids": {"use_vectors": False, "semantic_levels": 2, "semantic_codes": 5},
+    "gate": {"use_vectors": False, "frequency_gate": "products.category"},
+    "gate_of_request": {"frequency_gate": "query_id", "semantic_levels": 1, "semantic_codes": 4},
+    "position": {"position_slots": 4, "entire_space": True},
 }
 CALIBRATORS = {
     "raw": None,
@@ -81,8 +86,16 @@ def untrained(options, examples, vectors):
     torch.manual_seed(0)
     model.signature_ = InputSignature.of(examples, vectors if model.uses_vectors else None)
     model.codebook_, model.history_rows_ = None, None
+    if levels := model.config.semantic_levels:
+        codes = model.config.semantic_codes
+        model.codebook_ = ResidualCodebook.fit(vectors, levels=levels, codes=codes, seed=0)
     model.network_, tables = build_network(model.config, model.signature_)
     with torch.no_grad():
+        if model.network_.production.gate is not None:
+            model.network_.production.gate.z_V.normal_()
+            model.network_.production.gate.content.weight.normal_()
+        if model.network_.position is not None:
+            model.network_.position.logit.weight.fill_(0.7)
         for weight in tables.weights():
             weight.normal_(0, 1)
         model.network_.logit.weight.mul_(3)
@@ -115,7 +128,13 @@ def test_a_graph_scores_ten_thousand_rows_as_the_network(
     model = untrained(NETWORKS[name], ten_thousand, small_log.vectors)
     calibrator = CALIBRATORS[calibration]
     path = tmp_path / "model.onnx"
-    write_network_(model.network_, model.signature_, path, calibrator=calibrator)
+    write_network_(
+        model.network_,
+        model.signature_,
+        path,
+        calibrator=calibrator,
+        codebook=model.codebook_,
+    )
     found_N = run(path, model.signature_, ten_thousand, small_log.vectors)
     p_N = model.predict_proba(ten_thousand, small_log.vectors)
     assert np.std(p_N) > 0.05
@@ -147,7 +166,8 @@ def test_one_request_scores_as_its_candidates_one_by_one(name, ten_thousand, sma
         query_N=np.full_like(some.query_N, some.query_N[0]),
         history_NL=np.tile(some.history_NL[0], (60, 1)),
     )
-    write_network_(model.network_, model.signature_, tmp_path / "model.onnx")
+    path = tmp_path / "model.onnx"
+    write_network_(model.network_, model.signature_, path, codebook=model.codebook_)
     vectors = small_log.vectors if model.uses_vectors else None
     feed = graph_feed(FeatureSplit.of(model.signature_), request, vectors)
     assert feed["request_sparse"].shape == (1, 2)
@@ -240,6 +260,13 @@ def test_int8_graphs_score_as_the_rounded_model(tower, ten_thousand, small_log, 
     p_N = rounded.predict_proba(ten_thousand, small_log.vectors)
     assert_same(found_N, p_N, None)
     assert 0 < np.abs(p_N - tower.predict_proba(ten_thousand, small_log.vectors)).max() < 0.01
+
+
+def test_attention_over_the_history_is_refused_by_name(ten_thousand, small_log, tmp_path):
+    model = untrained({"attention": "vectors"}, ten_thousand, small_log.vectors)
+    with pytest.raises(ValueError, match="attention over the history cannot be exported"):
+        write_network_(model.network_, model.signature_, tmp_path / "model.onnx")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_calibrator_that_no_graph_can_hold_is_refused(tower, tmp_path):
