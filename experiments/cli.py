@@ -262,19 +262,23 @@ def reproduce(
     source: Path,
     out: Path | None = None,
     seed: int = 0,
+    clicks: bool = False,
+    extend: bool = False,
     overwrite: bool = False,
     json: JsonFile = None,
 ) -> None:
     """Repeat a claim on real data, from import to figures.
 
     Args:
-        name: homedepot: queries and titles with human relevance labels, the whole line. grocery: a
-            shop's photos find their product's text. fashion: a catalogue's pictures find their
-            titles, and article types are read off the vectors.
+        name: homedepot: queries and titles with human relevance labels, a judge and vectors.
+            grocery: a shop's photos find their product's text. fashion: a catalogue's pictures
+            find their titles, and article types are read off the vectors.
         source: Folder with the data: homedepot_relevance/ (or the competition's train.csv),
             grocery_store/ or fashion44k/.
         out: Folder of the run; by default runs/reproduce-NAME.
         seed: All randomness derives from it.
+        clicks: homedepot: also simulate shoppers and compare click models.
+        extend: homedepot: also train on labels that the judge gives to unjudged pairs.
         overwrite: Replace an earlier run.
         json: Also write the figures there, flat.
     """
@@ -282,10 +286,24 @@ def reproduce(
     if name == "homedepot":
         from experiments.reproduce import reproduce as repeat
 
-        result = repeat(name, source, out, seed=seed, overwrite=overwrite, progress=new_progress())
-        print_run(result)
-        write_figures(json, result.metrics)
+        claim = repeat(
+            name,
+            source,
+            out,
+            seed=seed,
+            clicks=clicks,
+            extend=extend,
+            overwrite=overwrite,
+            progress=new_progress(),
+        )
+        if claim.run is not None:
+            print_run(claim.run)
+        print_figures(name, claim.metrics)
+        say(f"figures: {out / 'metrics.json'}")
+        write_figures(json, claim.metrics)
         return
+    if clicks or extend:
+        raise ValueError(f"--clicks and --extend are for homedepot, not for {name!r}")
     from experiments.reproduce_photos import reproduce_fashion, reproduce_grocery
 
     claim = reproduce_grocery if name == "grocery" else reproduce_fashion

@@ -1,24 +1,71 @@
-"""A claim on real queries and labels, repeated from import to report by one command."""
+"""A claim on real queries and labels, repeated from import to figures by one command."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from experiments.config import AbConfig, RunConfig
+from embeddings.relevance.judge import train_judge
+from embeddings.relevance.judge_training import JudgeConfig
+from embeddings.relevance_split import split_relevance
+from embeddings.stage1 import Stage1Config, train_stage1
+from embeddings.stage2 import Stage2Config, train_stage2
+from experiments.commands import embed
+from experiments.config import AbConfig, EmbedConfig, RunConfig
+from experiments.homedepot_figures import extended_figures, judge_figures, stored_figures
+from experiments.homedepot_labels import extend_labels, with_chances
 from experiments.importers import import_homedepot
 from experiments.marketplace.world import simulate_log
 from experiments.pipeline import RunResult, run
 from experiments.progress import Progress, Silent
-from experiments.records import read_json, write_json, write_metrics
+from experiments.records import read_json, read_metrics, write_json, write_metrics
+from features.dataset import Dataset, write_into_dataset
 
 HOMEDEPOT_REQUESTS = 40_000
 """Simulated requests over the real catalogue: about four a query."""
 
+STAGE1 = Stage1Config(fusion_layers=1, max_text_tokens=32, embedding_dim=384)
+"""There are no images, so stage 1 trains nothing and only says what the encoders are."""
+
+STAGE2 = Stage2Config(
+    end_to_end=True,
+    query_layers=1,
+    projection_width=0,
+    class_ratio=(3, 3, 2),
+    batch=32,
+    steps=1400,
+    warmup_steps=60,
+    text_learning_rate=2e-4,
+    query_learning_rate=2e-4,
+    weight_decay=0.01,
+    temperature=0.05,
+    contrast_weight=0.2,
+    token_dropout=0.1,
+)
+"""Titles say all there is, so every layer of the text encoder trains: about five times over the
+human labels."""
+
+JUDGE = JudgeConfig(text_columns=("title",))
+
+EXTENDED_PER_QUERY = 4
+"""Unjudged products of each training query that the judge labels under ``extend``."""
+
 RECIPE = "made_with.json"
 """Beside the dataset that a claim made: the settings it was made with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a repeated claim found."""
+
+    metrics: dict[str, float]
+    """Flat, as in ``metrics.json``."""
+    run: RunResult | None
+    """The click models, where clicks were asked for."""
 
 
 def reproduce(
@@ -27,52 +74,116 @@ def reproduce(
     out: Path,
     *,
     seed: int = 0,
+    clicks: bool = False,
+    extend: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> RunResult:
+) -> Claim:
     """Repeat a claim.
 
     Args:
-        name: ``homedepot``: real queries, titles and human labels; clicks are simulated on them.
+        name: ``homedepot``: real queries, titles and human labels.
         source: Where the data lies; see ``homedepot_csv``.
-        out: The run's folder; the dataset is made beside it, as ``OUT-data``.
-        seed: Of the simulated log and of the run.
+        out: The run's folder; beside it are made the dataset, as ``OUT-data``, and the judge and
+            whatever else is trained, in ``OUT-models``. What was cut off goes on.
+        seed: Of all training, and of the simulated log.
+        clicks: Also simulate shoppers on these queries and compare click models.
+        extend: Also train on the human labels and the judge's of as many unjudged pairs, and say
+            what that adds; takes as long again.
         overwrite: Replace an earlier run.
         progress: Told of the stages.
 
     Returns:
-        The run. ``test.auc_2v0``, ``test.auc_2v1`` and ``test.auc_1v0`` in its metrics are those of
-        the trained vectors' cosine on the human labels of held-out queries.
+        ``test.auc_2v0``, ``test.auc_2v1`` and ``test.auc_1v0`` are those of the trained vectors'
+        cosine on the human labels of held-out queries, ``test.off_the_shelf.`` the frozen
+        encoder's, ``judge.`` the judge's (``judge.kappa`` is quadratic, ``judge.rmse`` in grades
+        of the rating from 1 to 3), ``extended.`` those with the judge's labels and
+        ``extended.delta_`` what these add; ends of 95% intervals over queries as ``_low`` and
+        ``_high``.
 
     Raises:
-        ValueError: If the name is unknown, the data is not there, or ``OUT-data`` is something
-            else.
+        ValueError: If the name is unknown, the data is not there, or a folder is something else.
     """
     if name != "homedepot":
         raise ValueError(f"nothing is called {name!r}; there is: homedepot")
-    progress = progress or Silent()
-    data = Path(out).with_name(f"{Path(out).name}-data")
-    _make_homedepot(Path(source), data, seed=seed, overwrite=overwrite, progress=progress)
-    config = RunConfig(
-        data=data, out=out, seed=seed, overwrite=overwrite, ab=AbConfig(requests=20_000)
+    progress, out = progress or Silent(), Path(out)
+    data, models = (out.with_name(f"{out.name}-{what}") for what in ("data", "models"))
+    _make_homedepot(
+        Path(source), data, seed=seed, clicks=clicks, overwrite=overwrite, progress=progress
     )
-    result = run(config, progress)
-    for kind, place in (("dashclip", "test"), ("off_the_shelf", "test.off_the_shelf")):
-        measures = result.embedding_evaluation.get(kind, {})
-        for pair in ("auc_2v0", "auc_2v1", "auc_1v0"):
-            if pair in measures:
-                result.metrics[f"{place}.{pair}"] = measures[pair]
-    write_metrics(Path(out) / "metrics.json", result.metrics)
-    return result
+    dataset = Dataset.open(data)
+    products, queries = dataset.table("products"), dataset.table("queries")
+    human, test = split_relevance(dataset.table("relevance"), queries)
+    _begin_models(models, seed, overwrite=overwrite)
+    judge = train_judge(
+        products, queries, human, JUDGE, seed=seed, out=models / "judge", progress=progress.steps
+    )
+    extended = None
+    if extend:
+        with progress.stage("labelling pairs that nobody judged"):
+            more = extend_labels(judge, products, queries, human, EXTENDED_PER_QUERY)
+        extended = train_stage2(
+            train_stage1(products, STAGE1, seed=seed),
+            products,
+            queries,
+            more,
+            STAGE2,
+            seed=seed + 1,
+            out=models / "extended",
+            progress=progress.steps,
+        )
+    common: dict[str, Any] = {
+        "data": data,
+        "out": out,
+        "seed": seed,
+        "overwrite": overwrite,
+        "stage1": STAGE1,
+        "stage2": STAGE2,
+    }
+    line = None
+    if clicks:
+        line = run(RunConfig(**common, ab=AbConfig(requests=20_000)), progress)
+    else:
+        embed(EmbedConfig(**common, sources=("off_the_shelf", "dashclip")), progress)
+    with progress.stage("judging by the human labels of held-out queries"):
+        found = read_metrics(out / "metrics.json") | stored_figures(out, test)
+        found |= judge_figures(judge, products, queries, test)
+        if extended is not None:
+            found |= extended_figures(extended, out, products, queries, test)
+    write_metrics(out / "metrics.json", found)
+    if line is not None:
+        line.metrics.update(found)
+    return Claim(metrics=found, run=line)
+
+
+def _begin_models(models: Path, seed: int, *, overwrite: bool) -> None:
+    """Make the folder of what a claim trains beside its run, or take up that of these settings."""
+    settings = {"judge": JUDGE, "stage1": STAGE1, "stage2": STAGE2}
+    made_with = {
+        "seed": seed,
+        **{name: config.model_dump(mode="json") for name, config in settings.items()},
+    }
+    recipe = models / RECIPE
+    if recipe.is_file() and read_json(recipe) == made_with:
+        return
+    if models.exists():
+        if not (overwrite and recipe.is_file()):
+            raise ValueError(
+                f"{models} exists and does not hold the models of these settings; nothing was "
+                "written. Choose another --out, or pass --overwrite to train them anew"
+            )
+        shutil.rmtree(models)
+    models.mkdir(parents=True)
+    write_json(recipe, made_with)
 
 
 def _make_homedepot(
-    source: Path, data: Path, *, seed: int, overwrite: bool, progress: Progress
+    source: Path, data: Path, *, seed: int, clicks: bool, overwrite: bool, progress: Progress
 ) -> None:
-    """Import the labels and simulate shoppers on them, unless that was done already."""
+    """Import the labels and, if asked, simulate shoppers on them, unless that was done already."""
     recipe = data / RECIPE
-    made_with = {"seed": seed, "requests": HOMEDEPOT_REQUESTS}
-    if recipe.is_file() and read_json(recipe) == made_with and not overwrite:
+    made_with = {"seed": seed, "requests": HOMEDEPOT_REQUESTS if clicks else 0}
+    if recipe.is_file() and read_json(recipe) == made_with:
         return
     if data.exists() and not (overwrite and recipe.is_file()):
         raise ValueError(
@@ -85,8 +196,12 @@ def _make_homedepot(
     try:
         with progress.stage("importing Home Depot"):
             made = import_homedepot(homedepot_csv(source, draft / "csv"), draft / "dataset")
-        with progress.stage("simulating shoppers on it"):
-            simulate_log(made, requests=HOMEDEPOT_REQUESTS, seed=seed)
+            dataset = Dataset.open(made)
+            relevance = with_chances(dataset.table("relevance"))
+            write_into_dataset(made, dataset.spec, relevance=relevance)
+        if clicks:
+            with progress.stage("simulating shoppers on it"):
+                simulate_log(made, requests=HOMEDEPOT_REQUESTS, seed=seed)
         write_json(made / RECIPE, made_with)
         shutil.rmtree(data, ignore_errors=True)
         made.rename(data)
