@@ -10,6 +10,22 @@ from rich.console import Console
 
 from experiments.ab_result import AbResult
 from experiments.ab_test import simulate_ab
+from experiments.distortions import DISTORTIONS
+from experiments.preregistration import Preregistration
+
+RULE = Preregistration(
+    control="a",
+    treatment="b",
+    metric="ctr",
+    test="delta",
+    alpha=0.001,
+    requests=901,
+    looks=0,
+    salt="adtower",
+    seed=1,
+    calibration_requests=902,
+    minimum_detectable=None,
+)
 
 
 def plain_ab(world, control, treatment, **more):
@@ -80,7 +96,7 @@ def knows_nothing(table):
 
 
 def test_a_policy_against_itself_has_no_true_lift_and_about_5_percent_false_alarms():
-    alarms, trials = {"ctr": 0, "rpm": 0, "cvr": 0}, 400
+    alarms, trials = {"ctr": 0, "rpm": 0, "cvr": 0}, 200
     for seed in range(trials):
         result = plain_ab(ToyWorld(users=120, base_rate=0.2), knows, knows, requests=500, seed=seed)
         for name in alarms:
@@ -88,12 +104,12 @@ def test_a_policy_against_itself_has_no_true_lift_and_about_5_percent_false_alar
             alarms[name] += result.lifts[name].p_value < 0.05
     for name, count in alarms.items():
         # With 60 users a side and skewed rates the normal quantile is a little short.
-        assert 0.02 < count / trials < 0.095, f"{name}: {count / trials}"
+        assert 0.01 < count / trials < 0.11, f"{name}: {count / trials}"
 
 
 def test_intervals_hold_the_true_lift():
     held = {"ctr": [], "rpm": []}
-    for seed in range(200):
+    for seed in range(100):
         result = plain_ab(
             ToyWorld(users=200, base_rate=0.2), knows_nothing, knows, requests=800, seed=seed
         )
@@ -268,6 +284,120 @@ def test_results_are_flat_survive_json_and_print():
     assert f"[{result.lifts['ctr'].low:+.1%}," in capture.get()
     with pytest.raises(ValueError, match="not an A/B result of this version"):
         AbResult.from_json('{"lifts": {}}')
+
+
+def gated_ab(treatment, **more):
+    """The test as it is by default, small."""
+    settings = {"requests": 1_500, "seed": 3, "calibration_requests": 1_500, **more}
+    return simulate_ab(ToyWorld(users=400, base_rate=0.2), knows_nothing, treatment, **settings)
+
+
+def half_knows(table):
+    """Right about most candidates, and never above one half, so that it can be doubled."""
+    appeal_N = table["appeal"].to_numpy()
+    return 0.05 + 0.4 * np.sqrt(appeal_N) + 0.04 * np.sin(40 * appeal_N)
+
+
+@pytest.mark.parametrize("name", list(DISTORTIONS))
+def test_no_distortion_of_its_scores_changes_a_models_lift(name):
+    """Every figure is the same to the bit: estimates, truth, CUPED, looks and power."""
+    plain = gated_ab(half_knows, distort=False)
+    bent = gated_ab(lambda table: DISTORTIONS[name](half_knows(table)), distort=False)
+    assert bent.lifts == plain.lifts
+    assert (bent.cuped, bent.looks, bent.power) == (plain.cuped, plain.looks, plain.power)
+    # As scored the same model pays other prices and is called another thing by calibration.
+    assert bent.raw["calibration"].lift != pytest.approx(plain.raw["calibration"].lift, rel=0.05)
+
+
+def test_as_scored_a_bent_model_would_gain_and_the_panel_says_so():
+    result = gated_ab(half_knows)
+    rows = {(row.arm, row.distortion): row for row in result.distortions}
+    assert set(rows) == {(arm, name) for arm in ("control", "treatment") for name in DISTORTIONS}
+    assert all(set(row.gated.values()) == {0.0} for row in rows.values())
+    gains = [abs(row.raw["rpm"]) for (arm, _), row in rows.items() if arm == "treatment"]
+    assert max(gains) > 0.03
+    # Twice the probability changes no order and no price, but twice as many clicks are predicted.
+    doubled = rows[("treatment", "pCTR x 2")].raw
+    assert doubled["ctr"] == 0.0
+    assert doubled["calibration"] == pytest.approx(1.0)
+    assert gated_ab(half_knows, calibration_requests=0).distortions == ()
+
+
+def test_swapping_models_and_users_turns_every_sign_exactly():
+    world, settings = ToyWorld(users=400, base_rate=0.2), {"requests": 1_500, "seed": 3}
+    one = simulate_ab(world, knows_nothing, knows, **settings, pre_period=False)
+    other = simulate_ab(world, knows, knows_nothing, **settings, pre_period=False, swap=True)
+    assert (one.users_control, one.users_treatment) == (other.users_treatment, other.users_control)
+    for group in ("lifts", "raw"):
+        for name, lift in getattr(one, group).items():
+            back = getattr(other, group)[name]
+            assert (lift.control, lift.treatment) == (back.treatment, back.control)
+            assert (lift.error, lift.p_value) == (back.error, back.p_value)
+            for here, there in ((lift.lift, back.lift), (lift.low, back.high),
+                                (lift.true, back.true)):  # fmt: skip
+                assert np.log1p(here) == pytest.approx(-np.log1p(there), rel=1e-12)
+
+
+def test_the_arms_are_given_the_same_calibration_traffic_whoever_is_called_treatment():
+    same = gated_ab(knows_nothing)
+    for lift in same.lifts.values():
+        assert lift.true == 0.0
+    for lift in same.raw.values():
+        assert lift.true == 0.0
+
+
+def test_users_with_a_past_make_narrower_intervals_of_the_same_truth():
+    class Persistent(ToyWorld):
+        """The same users come back, as eager as before."""
+
+        def draw_requests(self, n, seed):
+            requests = super().draw_requests(n, seed)
+            eager_U = np.random.default_rng(9).gamma(0.5, 2.0, self.users)
+            requests.eager_R = eager_U[[int(user[1:]) for user in requests.user_R]]
+            return requests
+
+    result = simulate_ab(
+        Persistent(users=300, base_rate=0.2), knows, knows, requests=6_000, seed=1, distort=False
+    )
+    assert result.variance_reduction["ctr"] > 0.3
+    assert result.cuped["ctr"].error < result.lifts["ctr"].error
+    assert result.cuped["ctr"].true == result.lifts["ctr"].true == 0.0
+    planned = result.power["ctr"]
+    assert result.lifts["ctr"].error == pytest.approx(planned.error, rel=0.2)
+    assert len(result.looks["ctr"]) == 19
+    assert AbResult.from_json(result.to_json()) == result
+    figures = result.to_metrics()
+    for key in ("cuped.variance_reduction", "minimum_detectable", "always_valid_p_value"):
+        assert np.isfinite(figures[f"ab.ctr.{key}"])
+
+
+def test_the_decision_is_registered_after_planning_and_before_the_first_impression():
+    events = []
+
+    class Watched(ToyWorld):
+        def run(self, requests, pctr_RK):
+            events.append(len(requests.user_R))
+            return super().run(requests, pctr_RK)
+
+    def register(power):
+        events.append("registered")
+        assert power["ctr"].minimum_detectable > 0
+        return RULE
+
+    result = simulate_ab(
+        Watched(users=400, base_rate=0.2),
+        knows,
+        knows,
+        requests=901,
+        seed=1,
+        calibration_requests=902,
+        distort=False,
+        register=register,
+    )
+    # Calibration traffic, the pre-period, and only then both arms, behind the gate and as scored.
+    assert events == [902, 901, "registered", 901, 901, 901, 901]
+    assert (result.registration, result.registration_sha256) == (RULE, RULE.sha256)
+    assert result.decision == "undecided"
 
 
 def test_what_cannot_be_tested_is_refused():
