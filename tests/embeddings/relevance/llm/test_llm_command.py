@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import tyro
 
+from embeddings.relevance.rubric import SHOP_RUBRIC
 from experiments.cli_label_llm import label_llm
 from features.check import check_dataset
 from features.dataset import Dataset, write_dataset, write_into_dataset
@@ -175,6 +176,35 @@ def test_the_outputs_fit_the_contract_and_are_audited_by_human_labels(folder, ch
     write_into_dataset(folder / "data", data.spec, relevance=relevance)
     errors = [v for v in check_dataset(Dataset.open(folder / "data")) if v.severity == "error"]
     assert errors == []
+
+
+def test_another_rubric_asks_again_and_signs_its_labels(folder, chat_server, call):
+    server = chat_server()
+    assert call(folder, server)[0] == 0
+    first = pl.read_parquet(folder / "labels" / "relevance.parquet")
+    strict = json.loads(SHOP_RUBRIC.model_dump_json())
+    strict["facets"][1]["values"][1]["most"] = 0
+    (folder / "strict.json").write_text(json.dumps(strict))
+    assert call(folder, server, "--rubric", str(folder / "strict.json"))[0] == 0
+    second = pl.read_parquet(folder / "labels" / "relevance.parquet")
+    assert len(server.requests) == 240
+    assert set(first["rubric_version"]).isdisjoint(second["rubric_version"])
+    # A product that lacks some of what is asked was moderately relevant, and is so no more.
+    assert (first["label"] == 1).any()
+    assert second["label"].to_list() == [0 if label == 1 else label for label in first["label"]]
+
+
+def test_without_a_table_of_pairs_those_with_labels_are_asked(folder, chat_server, call):
+    (folder / "pairs.parquet").unlink()
+    server = chat_server()
+    with pytest.raises(ValueError, match="cannot be read as parquet"):
+        call(folder, server)
+    tyro.cli(
+        label_llm,
+        args=[argument for argument in arguments(folder, server)
+              if argument not in ("--pairs", str(folder / "pairs.parquet"))],
+    )  # fmt: skip
+    assert len(server.requests) == 40
 
 
 def test_a_dry_run_calls_nobody_and_makes_nothing(folder, chat_server, call):
