@@ -54,6 +54,8 @@ class Examples:
     position_N: NDArray[np.int32] | None = None
     """Slot on the page, from 1, 0 where unknown; None where the table has none (scoring). Never a
     feature: a model may learn from it how much of the clicks is the slot's."""
+    weight_N: NDArray[np.float32] | None = None
+    """How much the row counts in training, 0 or more; None where all count alike."""
 
     def __post_init__(self) -> None:
         shapes = {

@@ -270,6 +270,7 @@ class FeaturePipeline:
             label_N=_flag(frame, "clicked"),
             purchased_N=_flag(frame, "purchased"),
             position_N=_position(frame),
+            weight_N=_flag(frame, "sample_weight"),
         )
 
     def save_(self, folder: str | Path) -> None:

@@ -54,7 +54,9 @@ def log_p_click_and_buy(click_logit_B: Tensor, buy_logit_B: Tensor) -> Tensor:
 
 
 def entire_space_loss(click_logit_B: Tensor, buy_logit_B: Tensor, outcome_B: Tensor) -> Tensor:
-    """Return the mean log loss of clicks plus that of purchases, both over all rows, in nats.
+    """Return each row's log loss of clicks plus that of purchases, in nats, shape (B,).
+
+    Both are over all rows.
 
     Args:
         click_logit_B: Of P(click), shape (B,).
@@ -62,10 +64,12 @@ def entire_space_loss(click_logit_B: Tensor, buy_logit_B: Tensor, outcome_B: Ten
         outcome_B: 0 neither, 1 clicked, 2 clicked and bought, shape (B,).
     """
     clicked_B, bought_B = (outcome_B > 0).float(), outcome_B > 1
-    click_loss = functional.binary_cross_entropy_with_logits(click_logit_B, clicked_B)
+    click_loss_B = functional.binary_cross_entropy_with_logits(
+        click_logit_B, clicked_B, reduction="none"
+    )
     log_p_B = log_p_click_and_buy(click_logit_B, buy_logit_B).clamp(max=_LARGEST_LOG_P)
     log_not_B = torch.log(-torch.expm1(log_p_B))
-    return click_loss - torch.where(bought_B, log_p_B, log_not_B).mean()
+    return click_loss_B - torch.where(bought_B, log_p_B, log_not_B)
 
 
 def outcomes(examples: Examples) -> NDArray[np.float32]:

@@ -197,15 +197,29 @@ class ClickNetwork(nn.Module):
         assert self.purchase is not None, "only a network with purchases knows of them"
         return hidden_BW[:, -1].float()
 
-    def loss(self, hidden_BW: Tensor, label_B: Tensor) -> Tensor:
+    def loss(
+        self,
+        hidden_BW: Tensor,
+        label_B: Tensor,
+        *,
+        weight_B: Tensor | None = None,
+        shift: float = 0.0,
+    ) -> Tensor:
         """Return the mean log loss in nats of labels in {0, 1}, given what ``hidden`` returned.
 
         A network with purchases takes ``outcomes`` in {0, 1, 2} instead.
+
+        Args:
+            weight_B: How much each row counts, of mean 1 over all rows; None for all alike.
+            shift: What the choice of the rows added to the log odds of a click
+                (``ranking.epoch_order``), so that the logit is that of all rows.
         """
-        logit_B = self.logit_of(hidden_BW)
+        logit_B = self.logit_of(hidden_BW) + shift
         if self.purchase is not None:
-            return entire_space_loss(logit_B, self.buy_logit_of(hidden_BW), label_B)
-        return functional.binary_cross_entropy_with_logits(logit_B, label_B)
+            loss_B = entire_space_loss(logit_B, self.buy_logit_of(hidden_BW), label_B)
+        else:
+            loss_B = functional.binary_cross_entropy_with_logits(logit_B, label_B, reduction="none")
+        return (loss_B if weight_B is None else loss_B * weight_B).mean()
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the logits, shape (B,), of what ``hidden`` takes."""

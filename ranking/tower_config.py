@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ranking.train import TrainConfig
+from ranking.train_config import TrainConfig
 
 
 class TowerConfig(TrainConfig):

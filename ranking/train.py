@@ -1,59 +1,35 @@
 """The loop that fits a click network.
 
 Shuffled batches; every so often the validation log loss. When it has stopped falling, the best
-weights are taken back and the learning rate drops tenfold (in published CTR benchmark logs this is
-worth more than the whole spread of deep models); when it stops again, training ends with the best
-weights.
+weights are taken back and the learning rate drops; when it stops again, training ends with the best
+weights. A training with checkpoints that was killed goes on to the same bits.
 
 Shape letters: N rows, B batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ranking.contract import Progress
+from ranking.dense_weights import DenseWeights
+from ranking.epoch_order import order_of_epoch, sampled_shift
 from ranking.fused_tables import FusedTables, TableGroup
 from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
 from ranking.model import ClickNetwork
+from ranking.plateau import Plateau
+from ranking.train_config import TrainConfig, use_bf16
+from ranking.training_checkpoints import Checkpoints
 
 SCORING_BATCH = 8192
 """Rows that are scored at a time."""
-
-
-class TrainConfig(BaseModel):
-    """How a click network is fitted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch_size: int = Field(default=1024, ge=1)
-    """Impressions a step."""
-    max_epochs: int = Field(default=3, ge=1)
-    """Passes over the training rows at most; training mostly stops earlier."""
-    checks_per_epoch: int = Field(default=4, ge=1)
-    """How often an epoch the validation rows are scored."""
-    lr: float = Field(default=2e-3, gt=0)
-    """First learning rate of the dense layers (AdamW)."""
-    sparse_lr: float = Field(default=0.05, gt=0)
-    """First learning rate of the id tables (row-wise Adagrad)."""
-    weight_decay: float = Field(default=1e-2, ge=0)
-    """AdamW's decay of the weight matrices, towers and head alike."""
-    patience: int = Field(default=1, ge=1)
-    """Checks without a better validation log loss until the rate drops."""
-    lr_drop: float = Field(default=0.1, gt=0, lt=1)
-    """What the learning rates are multiplied with at a drop."""
-    lr_drops: int = Field(default=1, ge=0)
-    """Drops after which training stops."""
-    bf16: Literal["auto", "on", "off"] = "auto"
-    """Whether dense layers compute in bfloat16; "auto" asks the processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +45,15 @@ class Check:
     learning_rate: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledRows:
+    """Inputs and labels of some impressions, as ``train_network`` takes them."""
+
+    inputs: ExampleTensors
+    label_N: NDArray[np.float32]
+    weight_N: NDArray[np.float32] | None = None
+
+
 def train_network(
     network: ClickNetwork,
     tables: FusedTables | TableGroup | None,
@@ -79,7 +64,9 @@ def train_network(
     config: TrainConfig,
     *,
     seed: int,
+    train_weight_N: NDArray[np.float32] | None = None,
     progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[Check]:
     """Fit ``network`` in place and leave it at its best validation log loss.
 
@@ -87,59 +74,227 @@ def train_network(
         network: The network to fit.
         tables: Its id tables, which are updated inside the backward pass; None if it has none.
         train, validation: Inputs of each row.
-        train_label_N, validation_label_N: 1 where clicked, else 0.
+        train_label_N: What ``ClickNetwork.loss`` takes: 1 where clicked, else 0.
+        validation_label_N: 1 where clicked, else 0.
         config: How to fit.
         seed: Fixes the order of the rows. Dropout draws from torch's global generator.
+        train_weight_N: How much each row counts in the loss, of mean 1; None for all alike.
         progress: Called at every check with (steps, steps at most, figures).
+        checkpoints: Where the state is kept; if there is one, training goes on from it.
 
     Returns:
         One record a check, in order.
+
+    Raises:
+        ValueError: If the loss of a step is not finite, or as ``Checkpoints``.
     """
-    bf16 = use_bf16(config.bf16)
-    optimizer = _dense_optimizer(network, tables, config)
-    label_N = torch.tensor(train_label_N)
-    order = torch.Generator().manual_seed(seed)
-    steps_an_epoch = -(-len(train) // config.batch_size)
-    check_every = max(1, steps_an_epoch // config.checks_per_epoch)
-    scale, drops, stale, step = 1.0, 0, 0, 0
-    best_loss, best_state = float("inf"), _copied_state(network)
-    losses: list[Tensor] = []
-    checks: list[Check] = []
-    for _ in range(config.max_epochs):
-        order_N = torch.randperm(len(train), generator=order)
-        for rows in slices(len(train), config.batch_size):
-            row_B = order_N[rows]
-            losses.append(_step(network, optimizer, train.batch(row_B), label_N[row_B], bf16))
-            step += 1
-            if step % check_every:
-                continue
-            p_click_N = predict_network(network, validation)
-            checks.append(
-                Check(
-                    epoch=step / steps_an_epoch,
-                    train_log_loss_nats=float(torch.stack(losses).mean()),
-                    validation_log_loss_nats=log_loss_nats(validation_label_N, p_click_N),
-                    validation_auc=auc(validation_label_N, p_click_N),
-                    learning_rate=config.lr * scale,
-                )
+    training = Training(network, tables, config, seed=seed)
+    if checkpoints is not None:
+        training.resume_(checkpoints)
+    return training.run_(
+        LabelledRows(inputs=train, label_N=train_label_N, weight_N=train_weight_N),
+        LabelledRows(inputs=validation, label_N=validation_label_N),
+        progress,
+        checkpoints,
+    )
+
+
+class Training:
+    """One training, between two steps: all that decides how it goes on.
+
+    Args: As ``train_network``.
+    """
+
+    def __init__(
+        self,
+        network: ClickNetwork,
+        tables: FusedTables | TableGroup | None,
+        config: TrainConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self.network, self.tables, self.config, self.seed = network, tables, config, seed
+        self.bf16 = use_bf16(config.bf16)
+        self.dense = DenseWeights(
+            network,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            bf16=self.bf16,
+            ema_decay=config.ema_decay,
+        )
+        self.plateau = Plateau(
+            patience=config.patience, lr_drop=config.lr_drop, lr_drops=config.lr_drops
+        )
+        self.shift = sampled_shift(config.negative_rate)
+        self.step, self.stopped = 0, False
+        self.losses: list[float] = []
+        self.checks: list[Check] = []
+        self.best: dict[str, Tensor] = {}
+        """Weights at the best check; empty before the first, and where the last was the best."""
+
+    def run_(
+        self,
+        train: LabelledRows,
+        validation: LabelledRows,
+        progress: Progress | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> list[Check]:
+        """Train to the end, as ``train_network``."""
+        label_N, config = torch.tensor(train.label_N), self.config
+        weight_N = None if train.weight_N is None else torch.tensor(train.weight_N)
+        rows_read = len(self._order(label_N, 0))
+        batches = slices(rows_read, config.batch_size)
+        check_every = max(1, len(batches) // config.checks_per_epoch)
+        self._set_rates()
+        self.dense.compute_()
+        self.network.train()
+        while self.step < len(batches) * config.max_epochs and not self.stopped:
+            epoch, first = divmod(self.step, len(batches))
+            if epoch and self.tables is not None:
+                self._guard_large_tables_(self.tables, begins=first == 0)
+            order_N = self._order(label_N, epoch)
+            for rows in batches[first:]:
+                row_B = order_N[rows]
+                weight_B = None if weight_N is None else weight_N[row_B]
+                self._step_(train.inputs.batch(row_B), label_N[row_B], weight_B)
+                if self.step % check_every == 0:
+                    self._check_(validation, self.step / len(batches))
+                    if progress is not None:
+                        at_most = len(batches) * config.max_epochs
+                        progress(self.step, at_most, _in_words(self.checks[-1]))
+                if checkpoints is not None and checkpoints.due(self.step):
+                    checkpoints.write_(self.step, self.tensors(), self.record())
+                if self.stopped:
+                    break
+        self._take_back_best_()
+        self.dense.release_()
+        return self.checks
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights, the optimizers' state, the best weights and the generator's state."""
+        found = {f"dense.{name}": value for name, value in self.dense.tensors().items()}
+        if self.tables is not None:
+            for number, weight_VE in enumerate(self.tables.weights()):
+                found[f"table.{number}"] = weight_VE.detach()
+            for number, sum_V in enumerate(self.tables.accumulators()):
+                found[f"adagrad.{number}"] = sum_V.detach()
+        found |= {f"best.{name}": value for name, value in self.best.items()}
+        return {**found, "generator": torch.get_rng_state()}
+
+    def record(self) -> dict[str, Any]:
+        """Return the rest of the state: place in the data, rate, metrics."""
+        return {
+            "dense_steps": self.dense.steps,
+            "stopped": self.stopped,
+            "losses": self.losses,
+            "checks": [asdict(check) for check in self.checks],
+            "plateau": {
+                **asdict(self.plateau),
+                "best": None if np.isinf(self.plateau.best) else self.plateau.best,
+            },
+        }
+
+    @torch.no_grad()
+    def resume_(self, checkpoints: Checkpoints) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        found = checkpoints.read()
+        if found is None:
+            return
+        tensors, record = found
+        self.step = record["step"]
+        dense = {k.removeprefix("dense."): v for k, v in tensors.items() if k.startswith("dense.")}
+        self.dense.restore_(dense, record["dense_steps"])
+        if self.tables is not None:
+            for number, weight_VE in enumerate(self.tables.weights()):
+                weight_VE.copy_(tensors[f"table.{number}"])
+            for number, sum_V in enumerate(self.tables.accumulators()):
+                sum_V.copy_(tensors[f"adagrad.{number}"])
+        self.best = {
+            k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")
+        }
+        best_loss = record["plateau"]["best"]
+        self.plateau = Plateau(
+            **{**record["plateau"], "best": float("inf") if best_loss is None else best_loss}
+        )
+        self.checks = [Check(**check) for check in record["checks"]]
+        self.losses, self.stopped = record["losses"], record["stopped"]
+        torch.set_rng_state(tensors["generator"])
+
+    def _order(self, label_N: Tensor, epoch: int) -> Tensor:
+        return order_of_epoch(
+            label_N, negative_rate=self.config.negative_rate, seed=self.seed, epoch=epoch
+        )
+
+    def _step_(self, inputs: list[Tensor], label_B: Tensor, weight_B: Tensor | None) -> None:
+        if self.step < self.config.warm_up_steps:
+            self._set_rates()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            hidden_BW = self.network.hidden(*inputs)
+        loss = self.network.loss(hidden_BW, label_B, weight_B=weight_B, shift=self.shift)
+        self.step += 1
+        self.losses.append(loss.item())
+        if not np.isfinite(self.losses[-1]):
+            raise ValueError(
+                f"the loss of step {self.step} is {self.losses[-1]}; must be finite. The weights "
+                f"have diverged: lower lr={self.config.lr:g} or sparse_lr="
+                f"{self.config.sparse_lr:g}, or raise warm_up_steps"
             )
-            losses.clear()
-            if progress is not None:
-                progress(step, steps_an_epoch * config.max_epochs, _in_words(checks[-1]))
-            if checks[-1].validation_log_loss_nats < best_loss:
-                best_loss, stale = checks[-1].validation_log_loss_nats, 0
-                best_state = _copied_state(network)
-                continue
-            stale += 1
-            if stale < config.patience:
-                continue
-            network.load_state_dict(best_state)
-            if drops == config.lr_drops:
-                return checks
-            scale, drops, stale = scale * config.lr_drop, drops + 1, 0
-            _set_rates(optimizer, tables, config, scale)
-    network.load_state_dict(best_state)
-    return checks
+        loss.backward()
+        self.dense.step_()
+
+    def _check_(self, validation: LabelledRows, epoch: float) -> None:
+        self.dense.score_()
+        p_click_N = predict_network(self.network, validation.inputs)
+        self.dense.compute_()
+        self.checks.append(
+            Check(
+                epoch=epoch,
+                train_log_loss_nats=float(np.mean(self.losses)),
+                validation_log_loss_nats=log_loss_nats(validation.label_N, p_click_N),
+                validation_auc=auc(validation.label_N, p_click_N),
+                learning_rate=self.config.lr * self.plateau.scale,
+            )
+        )
+        self.losses.clear()
+        decision = self.plateau.observe(self.checks[-1].validation_log_loss_nats)
+        if decision == "better":
+            self.best = self._weights_now()
+        elif decision == "drop":
+            self._take_back_best_()
+            self._set_rates()
+        elif decision == "stop":
+            self.stopped = True
+
+    def _weights_now(self) -> dict[str, Tensor]:
+        weights = {f"dense.{name}": value for name, value in self.dense.best_now().items()}
+        tables = [] if self.tables is None else self.tables.weights()
+        copies = {f"table.{n}": weight_VE.detach().clone() for n, weight_VE in enumerate(tables)}
+        return weights | copies
+
+    @torch.no_grad()
+    def _take_back_best_(self) -> None:
+        if not self.best:
+            return
+        names = [name for name in self.best if name.startswith("dense.")]
+        self.dense.take_back_({name.removeprefix("dense."): self.best[name] for name in names})
+        if self.tables is not None:
+            for number, weight_VE in enumerate(self.tables.weights()):
+                weight_VE.copy_(self.best[f"table.{number}"])
+
+    def _guard_large_tables_(self, tables: FusedTables | TableGroup, *, begins: bool) -> None:
+        """Keep large tables from overfitting, from the second epoch on."""
+        rows = self.config.large_table_rows
+        if self.config.large_tables == "freeze":
+            tables.freeze(rows)
+        elif self.config.large_tables == "draw_again" and begins:
+            tables.draw_again(rows)
+
+    def _set_rates(self) -> None:
+        warm_up = self.config.warm_up_steps
+        warmth = min(1.0, (self.step + 1) / warm_up) if warm_up else 1.0
+        self.dense.set_rate(self.config.lr * self.plateau.scale * warmth)
+        if self.tables is not None:
+            self.tables.set_learning_rate(self.config.sparse_lr * self.plateau.scale * warmth)
 
 
 def predict_network(network: ClickNetwork, inputs: ExampleTensors) -> NDArray[np.float64]:
@@ -152,66 +307,6 @@ def predict_network(network: ClickNetwork, inputs: ExampleTensors) -> NDArray[np
             p_click_N[rows] = torch.sigmoid(network(*inputs.batch(rows))).numpy()
     network.train(was_training)
     return p_click_N
-
-
-def use_bf16(choice: Literal["auto", "on", "off"]) -> bool:
-    """Whether to compute dense layers in bfloat16.
-
-    "auto" asks for the processor's own instructions: with them the layers run several times
-    faster, without them bfloat16 is emulated and collapses. No timing, so that the answer on one
-    machine is always the same.
-    """
-    if choice != "auto":
-        return choice == "on"
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _step(
-    network: ClickNetwork,
-    optimizer: torch.optim.Optimizer,
-    inputs: list[Tensor],
-    label_B: Tensor,
-    bf16: bool,
-) -> Tensor:
-    """One update; returns the mean loss of the batch, detached."""
-    network.train()
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        hidden_BW = network.hidden(*inputs)
-    loss = network.loss(hidden_BW, label_B)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
-def _dense_optimizer(
-    network: nn.Module, tables: FusedTables | TableGroup | None, config: TrainConfig
-) -> torch.optim.Optimizer:
-    fused = set() if tables is None else {id(weight) for weight in tables.parameters()}
-    dense = [p for p in network.parameters() if id(p) not in fused]
-    groups = [
-        {"params": [p for p in dense if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if tables is not None:
-        tables.set_learning_rate(config.sparse_lr)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-
-
-def _set_rates(
-    optimizer: torch.optim.Optimizer,
-    tables: FusedTables | TableGroup | None,
-    config: TrainConfig,
-    scale: float,
-) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * scale
-    if tables is not None:
-        tables.set_learning_rate(config.sparse_lr * scale)
-
-
-def _copied_state(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
 def _in_words(check: Check) -> str:

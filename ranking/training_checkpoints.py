@@ -1,0 +1,124 @@
+"""Where a training keeps its state, so that a kill costs a minute and no bit of the result.
+
+A state is a safetensors file and a JSON record that names it with its SHA-256; the record is
+replaced last and atomically (``embeddings.training_state``). It is only taken up by the training
+that wrote it: same settings, same rows, same seed.
+
+Shape letters: N rows, F sparse features, C dense columns.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from embeddings.training_state import read_state, write_state_
+from features.examples import Examples
+
+# A state of large tables takes seconds to write; training goes on at least so many times as long.
+_SHARE_OF_TIME = 20.0
+
+
+class Checkpoints:
+    """The state of one training in a folder.
+
+    Args:
+        folder: Made when the first state is written.
+        identity: What the training is, JSON values; another one's state is refused.
+        every_seconds: From one state to the next, at least.
+        every_steps: Write after so many steps instead, whatever the time.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        *,
+        every_seconds: float = 60.0,
+        every_steps: int | None = None,
+    ) -> None:
+        self.folder, self.identity = Path(folder), dict(identity)
+        self.every_seconds, self.every_steps = every_seconds, every_steps
+        self._next = time.monotonic() + every_seconds
+
+    def due(self, step: int) -> bool:
+        """Whether a state should be written after this step."""
+        if self.every_steps is not None:
+            return step % self.every_steps == 0
+        return time.monotonic() >= self._next
+
+    def write_(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Write a state in place of the one before.
+
+        Raises:
+            ValueError: If the disk is full; the state before remains.
+        """
+        began = time.monotonic()
+        try:
+            write_state_(self.folder, tensors, {**record, "step": step, "identity": self.identity})
+        except OSError as error:
+            for part in self.folder.glob(".*.part"):
+                part.unlink()
+            raise ValueError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: "
+                f"{error.strerror or error}; the one before it remains. Make room on the disk and "
+                "repeat the command, which goes on from there"
+            ) from error
+        took = time.monotonic() - began
+        self._next = time.monotonic() + max(self.every_seconds, _SHARE_OF_TIME * took)
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the state to go on from, or None if there is none.
+
+        Raises:
+            ValueError: If it is another training's, or a file was damaged.
+        """
+        found = read_state(self.folder)
+        if found is None:
+            return None
+        _, record = found
+        differing = sorted(
+            name
+            for name in {*record["identity"], *self.identity}
+            if record["identity"].get(name) != self.identity.get(name)
+        )
+        if differing:
+            raise ValueError(
+                f"{self.folder} holds the checkpoint of another training: "
+                + ", ".join(
+                    f"{name} was {record['identity'].get(name)!r} and is "
+                    f"{self.identity.get(name)!r}"
+                    for name in differing
+                )
+                + ". Repeat that training's command, or remove the folder to train anew"
+            )
+        return found
+
+    def remove_(self) -> None:
+        """Remove the state, once what the training made is safe."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def rows_checksum(examples: Examples) -> int:
+    """Return a checksum of what a model reads of these rows, to know them again by."""
+    arrays = (
+        examples.sparse_NF,
+        examples.dense_NC,
+        examples.product_N,
+        examples.query_N,
+        examples.history_NL,
+        examples.label_N,
+        examples.weight_N,
+    )
+    found = 0
+    for array in arrays:
+        if array is not None:
+            found = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, found)
+    return found
