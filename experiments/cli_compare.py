@@ -44,6 +44,25 @@ def compare(config: Settings, placebos: bool = True, json: JsonFile = None) -> N
     write_figures(json, comparison.to_metrics())
 
 
+def join(
+    run_folders: tyro.conf.Positional[tuple[Path, ...]],
+    confidence: float = 0.95,
+    json: JsonFile = None,
+) -> None:
+    """Compare the variants of several finished runs on the same data, as if they were one run.
+
+    Args:
+        run_folders: Two runs or more; the first one's `production` is the baseline.
+        confidence: Of the intervals.
+        json: Also write the figures there, flat.
+    """
+    from experiments.joined_runs import join_runs
+
+    comparison = join_runs(run_folders, new_progress(), confidence=confidence)
+    print_comparison(comparison)
+    write_figures(json, comparison.to_metrics())
+
+
 def agreement(config: AgreementSettings, json: JsonFile = None) -> None:
     """Order the variants by AUC, simulated CTR and truth in many worlds; do the orders agree?
 
@@ -108,6 +127,7 @@ def track_replay(run_folder: tyro.conf.Positional[Path]) -> None:
 
 COMPARE_COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
+    "join": join,
     "agreement": agreement,
     "register": register,
 }

@@ -63,11 +63,11 @@ def headline(content: ReportContent) -> str:
         over += f", {number(best.delta_placebo, '{:+.4f}')} against the better placebo"
     if best.ships:
         return f"{best.name} is worth shipping: {over}, both beyond chance."
+    if comparison.placebo is None:
+        return f"No verdict is possible without a placebo: the best is {best.name} ({over})."
     nothing = f"Nothing is worth shipping: the best, {best.name}, is not clearly above"
     if not best.above_baseline:
         return f"{nothing} {comparison.baseline} ({over})."
-    if best.delta_placebo is None:
-        return f"Undecided: {best.name} gains ({over}), but no placebo tells meaning from capacity."
     return f"{nothing} a placebo ({over})."
 
 

@@ -115,6 +115,10 @@ class RunFolder:
         write_json(self.path / STATE, {**state, **facts, "state": "finished"})
 
 
+class DiskFullError(OSError):
+    """No space is left where a run is written."""
+
+
 @contextmanager
 def full_disk_named(path: Path, what: str) -> Iterator[None]:
     """Say what could not be written, and what to do, where no space is left on the disk.
@@ -124,15 +128,17 @@ def full_disk_named(path: Path, what: str) -> Iterator[None]:
         what: What was being written, as "for the report".
 
     Raises:
-        OSError: With the number ENOSPC, instead of whatever the writer raised.
+        DiskFullError: Instead of whatever the writer raised.
     """
     try:
         yield
+    except DiskFullError:
+        raise
     # Polars raises an error of its own for a full disk, which holds the number in its text alone.
     except Exception as error:
         if getattr(error, "errno", None) != errno.ENOSPC and "(os error 28)" not in str(error):
             raise
-        raise OSError(
+        raise DiskFullError(
             errno.ENOSPC,
             f"no space is left {what} in {path}. Free some and repeat the command: what is "
             "finished is kept, and the rest is made",

@@ -36,7 +36,7 @@ SHARED = "shared_arrays"
 """Folder of a run that holds the arrays while processes train, and is removed afterwards."""
 PROCESS_BYTES = 700_000_000
 """What a process needs before it holds any data: torch, torchrec, lightgbm and polars."""
-WORTH_ROWS = 1_000_000
+WORTH_ROWS = 500_000
 """Training rows, summed over the models, from which on starting processes saves time."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
 

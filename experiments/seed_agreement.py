@@ -70,7 +70,7 @@ class AgreementConfig(BaseModel):
     """Size of each catalogue."""
     requests: int = Field(default=15_000, ge=300)
     """Logged requests of each world, eight impressions each."""
-    judged_requests: int = Field(default=20_000, ge=100)
+    judged_requests: int = Field(default=10_000, ge=100)
     """Later requests on which each variant's ranking is judged."""
     variants: tuple[str, ...] = STANDARD
     """What is put in order; ``production`` must be among them."""
@@ -78,7 +78,7 @@ class AgreementConfig(BaseModel):
     """Of the intervals over worlds."""
     keep: bool = False
     """Keep each world and its models; otherwise only their figures stay."""
-    stage1: Stage1Config = Stage1Config(steps=150)
+    stage1: Stage1Config = Stage1Config(steps=100)
     """Image-text pre-training in each world."""
     stage2: Stage2Config = Stage2Config()
     """Product-query alignment in each world."""
@@ -256,11 +256,12 @@ def measure_world(config: AgreementConfig, seed: int) -> dict[str, dict[str, flo
     assert label_N is not None
     market = World.load(world / "truth")
     requests = market.draw_requests(config.judged_requests, seed + 7)
-    table = market.candidate_table(requests)
+    candidates = line.pipeline.transform(market.candidate_table(requests))
     figures: dict[str, dict[str, float]] = {}
+    trained_by_name = line.train_all()
     for variant in line.variants:
-        trained = line.train(variant)
-        score_N = line.scorer(trained[0])(table)
+        trained = trained_by_name[variant.name]
+        score_N = trained[0].model().predict_proba(candidates, line.joined(variant))
         ctr, true_ctr = click_rates(market, requests, score_N, seed=seed)
         figures[variant.name] = {
             "auc": auc(label_N, mean_over_seeds(trained)),

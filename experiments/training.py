@@ -143,7 +143,19 @@ def train_once(
             },
         )
 
-    at = folder.once(trained_at(variant, seed), fit)
+    folder.once(trained_at(variant, seed), fit)
+    return read_trained(variant, seed, folder.path)
+
+
+def read_trained(variant: Variant, seed: int, run_folder: Path) -> Trained:
+    """Read what ``train_once`` left of a variant in a run's folder.
+
+    Raises:
+        ValueError: If it was not trained there.
+    """
+    at = run_folder / trained_at(variant, seed)
+    if not at.is_dir():
+        raise ValueError(f"{run_folder} holds no model of {variant.name} with seed {seed}")
     predictions = pl.read_parquet(at / "predictions.parquet")
     facts = read_json(at / "training.json")
     by_part = {

@@ -25,6 +25,7 @@ VERBS = (
         "bench",
         "doctor",
         "reproduce",
+        "join",
         "agreement",
         "register",
     ),
