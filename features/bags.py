@@ -60,8 +60,9 @@ class Bag:
         """
         bag_M, members = self._members(values)
         row_M = self.vocabulary_.transform(members).astype(np.int64)
-        # One number a (bag, row): sorting and taking each once leaves out repeats as well.
-        place_M = np.unique((bag_M * self.vocabulary_.size + row_M)[row_M > 0])
+        # One number a (bag, row): in ascending order repeats follow each other.
+        place_M = np.sort((bag_M * self.vocabulary_.size + row_M)[row_M > 0])
+        place_M = place_M[np.diff(place_M, prepend=-1) > 0]
         bag_M, row_M = np.divmod(place_M, self.vocabulary_.size)
         slot_M = np.arange(len(bag_M)) - np.searchsorted(bag_M, bag_M)
         out_NS = np.zeros((len(values), self.slots), np.int32)

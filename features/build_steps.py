@@ -9,6 +9,7 @@ Shape letters: N rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -182,35 +183,49 @@ def transform_partition(scratch: str, partition: int) -> dict[str, Any]:
 
 
 def write_block(
-    scratch: str, part: str, name: str, block: int, first_place: int, bounds: list[list[int]]
+    scratch: str, part: str, block: int, first_place: int, bounds: list[list[int]]
 ) -> dict[str, Any]:
-    """Merge one range of keys of all partitions into its place in an array of a part.
+    """Merge one range of keys of all partitions into its place in the arrays of a part.
 
     Args:
         scratch: Of the build.
         part: train, validation or test.
-        name: Of the array.
         block: Its number, for the mark that it is done.
-        first_place: Row of the array where the block begins.
+        first_place: Row of the arrays where the block begins.
         bounds: First and last row of the range in every partition.
     """
     folder = Path(scratch)
 
     def work(draft: Path) -> dict[str, Any]:
-        keys, pieces = [], []
-        for partition, (start, stop) in enumerate(bounds):
-            source = folder / "transformed" / f"{partition:05d}" / part
-            if stop > start:
-                keys.append(np.load(source / "key.npy", mmap_mode="r")[start:stop])
-                pieces.append(np.load(source / f"{name}.npy", mmap_mode="r")[start:stop])
-        if keys:
-            order = np.argsort(np.concatenate(keys))
-            target = np.load(folder / "arrays" / part / f"{name}.npy", mmap_mode="r+")
-            target[first_place : first_place + len(order)] = np.concatenate(pieces)[order]
-            target.flush()
+        sources = [
+            (folder / "transformed" / f"{partition:05d}" / part, start, stop)
+            for partition, (start, stop) in enumerate(bounds)
+            if stop > start
+        ]
+        if not sources:
+            return {}
+
+        def merged(name: str) -> NDArray[Any]:
+            return np.concatenate(
+                [
+                    np.load(s / f"{name}.npy", mmap_mode="r")[start:stop]
+                    for s, start, stop in sources
+                ]
+            )
+
+        order = np.argsort(merged("key"))
+        for target in sorted((folder / "arrays" / part).glob("*.npy")):
+            array = np.load(target, mmap_mode="r+")
+            array[first_place : first_place + len(order)] = merged(target.stem)[order]
         return {}
 
-    return once(folder / "blocks" / f"{part}-{name}-{block:05d}", work)
+    return once(folder / "blocks" / f"{part}-{block:05d}", work)
+
+
+def sum_file(path: str) -> dict[str, Any]:
+    """Return the SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def final_key(row_N: NDArray[np.integer], part: str, seed: int) -> NDArray[np.uint64]:
