@@ -83,15 +83,9 @@ def _draw_reliability(ax: Axes, audit: Audit) -> None:
     for k, curve in audit.reliability.items():
         colour, line = CLASS_LINES[k]
         said, true, _ = zip(*curve, strict=True)
-        ax.plot(said, true, color=colour, linestyle=line, marker="o", markersize=3.5)
-        ax.annotate(
-            CLASS_NAMES[k],
-            (said[-1], true[-1]),
-            xytext=(4, -10),
-            textcoords="offset points",
-            color=colour,
-            ha="right",
-        )
+        label = CLASS_NAMES[k]
+        ax.plot(said, true, color=colour, linestyle=line, marker="o", markersize=3.5, label=label)
+    ax.legend(loc="upper left")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlim(0, 1)

@@ -6,17 +6,19 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import BertModel, CLIPTextConfig, CLIPTextModel
 
 from embeddings import checkpoint
+from embeddings.pretrained import read_text_shape
 from embeddings.relevance import judge_training
 from embeddings.relevance.audit import audit_labels
 from embeddings.relevance.judge import Judge, train_judge
 from embeddings.relevance.judge_calibration import Calibration, best_cuts, calibrate
 from embeddings.relevance.judge_data import human_pairs
-from embeddings.relevance.judge_network import pair_tokens
+from embeddings.relevance.judge_network import JudgeNetwork, pair_tokens, start_network_
 from embeddings.relevance.judge_training import judge_loss, length_batches
 from embeddings.text import load_tokenizer
+from embeddings.weights import find_text_weights
 
 
 def test_the_judge_tells_classes_of_unseen_queries_apart(judge, products, queries, split):
@@ -118,6 +120,28 @@ def test_pairs_are_query_then_product_in_one_sequence(tiny_weights):
         q, p = tokenizer.encode(query).ids, tokenizer.encode(product).ids[1:]
         assert id_BL[row][attend_BL[row]].tolist() == q + p
         assert id_BL[row][of_product_BL[row]].tolist() == p
+
+
+def test_the_encoder_reads_a_pair_as_transformers_bert_does(tiny_weights):
+    weights = find_text_weights(str(tiny_weights))
+    network = JudgeNetwork(read_text_shape(tiny_weights), columns=2, hidden=4).eval()
+    start_network_(network, weights, torch.Generator().manual_seed(0))
+    theirs = BertModel.from_pretrained(tiny_weights, attn_implementation="eager").eval()
+    tokens = pair_tokens(
+        load_tokenizer(tiny_weights), ["red cup", "blue"], ["old tin", "pan"],
+        np.array([0, 1]), np.array([0, 1]), max_query_tokens=8, max_product_tokens=8,
+    )  # fmt: skip
+    id_BL, attend_BL, of_product_BL = tokens.padded(torch.tensor([0, 1]))
+    with torch.no_grad():
+        state_BX = network.states(id_BL, attend_BL, of_product_BL)
+        expected_BLD = theirs(
+            id_BL, attention_mask=attend_BL.long(), token_type_ids=of_product_BL.long()
+        ).last_hidden_state
+    for row in range(2):
+        query_D = expected_BLD[row][attend_BL[row] & ~of_product_BL[row]].mean(0)
+        product_D = expected_BLD[row][of_product_BL[row]].mean(0)
+        expected_X = torch.cat([expected_BLD[row, 0], query_D, product_D])
+        torch.testing.assert_close(state_BX[row], expected_X, atol=2e-5, rtol=1e-4)
 
 
 def test_an_epoch_holds_each_pair_once_and_little_padding():
