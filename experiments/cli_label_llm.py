@@ -87,7 +87,7 @@ def _read_pairs(path: Path) -> pl.DataFrame:
 
 def _print_estimate(found: Estimate) -> None:
     say(
-        f"{found.questions} distinct questions: {found.cached} answered before, "
+        f"{found.questions} distinct questions: {found.settled} settled before, "
         f"{found.suspicious} with orders in their text go to people, {found.calls} calls"
     )
     say(

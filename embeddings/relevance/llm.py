@@ -48,8 +48,8 @@ class Estimate:
     """Distinct questions."""
     suspicious: int
     """Of them, those that go to people unasked."""
-    cached: int
-    """Of them, those that the cache settles."""
+    settled: int
+    """Of them, those that need no call: answered before, or without a text."""
     calls: int
     """Calls if each is answered in form at once."""
     likely_prompt_tokens: int
@@ -114,7 +114,7 @@ def estimate(
     return Estimate(
         questions=len(questions),
         suspicious=suspicious,
-        cached=len(questions) - suspicious - len(requests),
+        settled=len(questions) - suspicious - len(requests),
         calls=len(requests),
         likely_prompt_tokens=sum(usage.prompt_tokens for usage in likely),
         likely_completion_tokens=sum(usage.completion_tokens for usage in likely),

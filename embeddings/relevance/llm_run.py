@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from embeddings.relevance.llm_answer import Answer, read_answer
@@ -74,6 +74,9 @@ class AnnotatorRun:
         """Return the verdict on a question that needs no call; None if one is needed."""
         if question.order is not None:
             return Queued(reason="suspicious", detail=question.order)
+        if not question.query or not question.product:
+            empty = "product" if question.query else "query"
+            return Queued(reason="cannot tell", detail=f"the {empty} has no text")
         malformed = []
         for body in self._cache.answers(self.key(question)):
             answer = read_answer(body, self._rubric, question.number)
@@ -105,7 +108,7 @@ class AnnotatorRun:
                     work = self._settle_from(client, queue, tell)
                     callers.create_task(self._until_stopped(work))
 
-    async def _until_stopped(self, work: Any) -> None:
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except _StopError as stop:

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections import Counter
 
+import polars as pl
 import pytest
 
 from embeddings.relevance.llm import annotate, estimate
@@ -212,6 +213,14 @@ def test_cannot_tell_is_queued(chat_server, shop, cache):
     assert reasons(run(world, chat_server(), cache)) == {"cannot tell": 20}
 
 
+def test_a_product_without_text_is_queued_unasked(chat_server, shop, cache):
+    world = shop(20)
+    world.products = world.products.with_columns(title=pl.lit(None, pl.String))
+    server = chat_server()
+    assert reasons(run(world, server, cache)) == {"cannot tell": 20}
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("column", ["title", "query"])
 def test_a_text_that_gives_orders_is_queued_and_never_sent(chat_server, shop, cache, column):
     world = shop(20)
@@ -365,11 +374,11 @@ def test_an_estimate_bounds_the_bill_and_sends_nothing(chat_server, shop, cache)
     server = chat_server(fault_of=lambda number, repeat: "2" if repeat == 0 else None)
     found = estimate(questions(shop(20)), config(server), cache)
     assert server.requests == []
-    assert (found.questions, found.cached, found.calls) == (20, 0, 20)
+    assert (found.questions, found.settled, found.calls) == (20, 0, 20)
     annotation = run(shop(20), server, cache)
     assert found.likely_cost < annotation.cost < found.most_cost
     after = estimate(questions(shop(20)), config(server), cache)
-    assert (after.cached, after.calls, after.most_cost) == (20, 0, 0.0)
+    assert (after.settled, after.calls, after.most_cost) == (20, 0, 0.0)
 
 
 def test_progress_tells_rate_cost_and_time_left(chat_server, shop, cache):

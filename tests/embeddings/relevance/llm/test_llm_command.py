@@ -90,8 +90,8 @@ def stored(folder):
     return count
 
 
-def kill_and_repeat(folder, server, world, command, *, after):
-    """Kill a run with -9 once so many answers are stored, repeat it, and look at the bill."""
+def kill_and_repeat(folder, server, world, command, repeat, *, after):
+    """Kill a command with -9 once so many answers are stored, repeat it, and look at the bill."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 300
     while stored(folder) < after and time.monotonic() < deadline_s:
@@ -105,7 +105,7 @@ def kill_and_repeat(folder, server, world, command, *, after):
     assert not (folder / "labels" / "manifest.json").exists()
     asked_before = len(server.requests)
 
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    repeat()
     manifest = json.loads((folder / "labels" / "manifest.json").read_text())
     relevance = pl.read_parquet(folder / "labels" / "relevance.parquet")
     queue = pl.read_parquet(folder / "labels" / "queue.parquet")
@@ -130,10 +130,12 @@ def kill_and_repeat(folder, server, world, command, *, after):
     }
 
 
-def test_killed_midway_and_repeated_it_pays_only_for_the_rest(folder, chat_server, shop, faults):
+def test_killed_midway_and_repeated_it_pays_only_for_the_rest(
+    folder, chat_server, shop, faults, call
+):
     server = chat_server(fault_of=faults(0.2, ("busy", "down", "cut", "2")), answer_s=0.02)
     command = [sys.executable, *WITHOUT_TORCH, *arguments(folder, server)]
-    kill_and_repeat(folder, server, shop(120), command, after=40)
+    kill_and_repeat(folder, server, shop(120), command, lambda: call(folder, server), after=40)
 
 
 @pytest.mark.slow
@@ -144,7 +146,11 @@ def test_two_thousand_pairs_killed_midway(folder, chat_server, shop, faults):
     world.pairs.write_parquet(folder / "pairs.parquet")
     server = chat_server(fault_of=faults(0.2, ("busy", "down", "cut", "2", "24 oz")))
     command = [sys.executable, "-m", "experiments", "label", "llm", *arguments(folder, server)]
-    print("\n", kill_and_repeat(folder, server, world, command, after=1000))
+
+    def repeat():
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    print("\n", kill_and_repeat(folder, server, world, command, repeat, after=1000))
 
 
 def test_the_outputs_fit_the_contract_and_are_audited_by_human_labels(folder, chat_server, call):
@@ -211,7 +217,7 @@ def test_a_dry_run_calls_nobody_and_makes_nothing(folder, chat_server, call):
     server = chat_server()
     status, printed = call(folder, server, "--dry-run")
     assert status == 0
-    assert "120 distinct questions: 0 answered before" in printed
+    assert "120 distinct questions: 0 settled before" in printed
     assert "at most" in printed
     assert server.requests == []
     assert not (folder / "labels").exists()
