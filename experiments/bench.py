@@ -23,6 +23,7 @@ from embeddings.weights import find_text_weights
 from experiments.bench_data import clicks, criteo_shaped, texts_of
 from experiments.bench_embeddings import bench_embeddings
 from experiments.bench_export import bench_export
+from experiments.bench_features import bench_features
 from experiments.bench_peers import (
     bootstrap_aucs_plainly,
     encode_texts_plainly,
@@ -104,6 +105,7 @@ def run_bench(
             "interval": lambda: bench_interval(rows),
             "scoring": lambda: bench_scoring(world(), Path(scratch) / "bundle"),
             "serve": lambda: bench_serve(world(), Path(scratch) / "served"),
+            "features": lambda: bench_features(rows),
             "export": lambda: bench_export(table_rows=min(TABLE_ROWS, rows)),
         }
         for stage in stages:

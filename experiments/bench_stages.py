@@ -13,5 +13,6 @@ BenchStage = Literal[
     "scoring",
     "export",
     "serve",
+    "features",
 ]
 BENCH_STAGES: tuple[BenchStage, ...] = get_args(BenchStage)

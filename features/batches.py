@@ -169,7 +169,9 @@ class Feed:
             raise ValueError(f"batch_rows is {batch_rows}; must be 1 or more")
         self.rows, self.batch_rows, self.seed = arrays.rows(part), batch_rows, seed
         self.shuffled = shuffled
-        self._arrays = {n: arrays.array(part, n) for n in names if arrays._has(part, n)}
+        # Plain arrays: a memmap's own class is slower to index.
+        self._arrays = {n: np.asarray(arrays.array(part, n)) for n in names if arrays._has(part, n)}
+        self._runs = self.rows // RUN_ROWS
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -177,24 +179,23 @@ class Feed:
 
     def batch(self, rows: slice, *, epoch: int = 0) -> dict[str, NDArray[Any]]:
         """Return the rows that stand at the places ``rows`` of an epoch's order, by array."""
-        row_B = self.order(rows, epoch=epoch)
-        return {name: array[row_B] for name, array in self._arrays.items()}
+        start, stop, _ = rows.indices(self.rows)
+        if not self.shuffled:
+            return {name: array[start:stop] for name, array in self._arrays.items()}
+        first, last = start // RUN_ROWS, min(-(-stop // RUN_ROWS), self._runs)
+        runs = Permutation(self._runs, seed=self.seed, epoch=epoch).at(np.arange(first, last))
+        within = slice(start - first * RUN_ROWS, stop - first * RUN_ROWS)
+        out = {}
+        for name, array in self._arrays.items():
+            # Whole runs are copied as blocks; the rows after the last whole run stay at the end.
+            whole = array[: self._runs * RUN_ROWS].reshape(self._runs, RUN_ROWS, *array.shape[1:])
+            taken = whole[runs].reshape(-1, *array.shape[1:])
+            if stop > self._runs * RUN_ROWS:
+                taken = np.concatenate([taken, array[self._runs * RUN_ROWS :]])
+            out[name] = taken[within]
+        return out
 
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield the batches of an epoch, from ``first_batch`` on: so a run resumes."""
         for start in range(first_batch * self.batch_rows, self.rows, self.batch_rows):
             yield self.batch(slice(start, start + self.batch_rows), epoch=epoch)
-
-    def order(self, places: slice, *, epoch: int = 0) -> NDArray[np.int64] | slice:
-        """Return the rows at some places of an epoch's order, shape (B,)."""
-        start, stop, _ = places.indices(self.rows)
-        if not self.shuffled:
-            return slice(start, stop)
-        place_B = np.arange(start, stop)
-        whole = self.rows // RUN_ROWS
-        run_B, within_B = np.divmod(place_B, RUN_ROWS)
-        # Rows beyond the last whole run stay at the end; they are fewer than a run.
-        shuffled_B = run_B < whole
-        runs, run_of_B = np.unique(run_B[shuffled_B], return_inverse=True)
-        run_B[shuffled_B] = Permutation(whole, seed=self.seed, epoch=epoch).at(runs)[run_of_B]
-        return run_B * RUN_ROWS + within_B

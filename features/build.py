@@ -32,8 +32,10 @@ from features.build_steps import (
     RESULT_FILE,
     ROW,
     SPLIT_FILE,
+    TARGETS_FILE,
     BuildPlan,
     count_partition,
+    merge_targets,
     once,
     shuffle_unit,
     sum_file,
@@ -48,7 +50,6 @@ from features.partitions import Task, Workers
 from features.pipeline import FeaturePipeline
 from features.split import EPOCH
 from features.target_rates import with_parents
-from features.target_statistics import merge_counts
 
 UNIT_ROWS, PARTITION_ROWS, BLOCK_ROWS = 500_000, 700_000, 1_000_000
 """Rows read, transformed and merged at once: what bounds the memory."""
@@ -155,6 +156,8 @@ def _build(
     report(1, 1, "splitting by time")
     counted = run("counting", count_partition, [(where, p) for p in parts])
     _refuse_one_class(counted)
+    keys = with_parents(dataset.spec.features.statistics_keys)
+    run("adding up target statistics", merge_targets, [(where, k) for k in range(len(keys))])
     once(scratch / FEATURES, lambda draft: _fit(draft, scratch, plan, dataset, vectors))
     report(1, 1, "fitting")
     run("transforming", transform_partition, [(where, p) for p in parts])
@@ -238,8 +241,8 @@ def _fit(
         {name: pl.concat(list(read(f"values_{place}"))) for place, name in enumerate(names)}
     )
     if features.target_statistics:
-        tables = range(len(with_parents(features.statistics_keys)))
-        pipeline.learn_rates([[merge_counts(read(f"targets_{place}")) for place in tables]])
+        files = sorted((scratch / "targets").glob(f"*/{TARGETS_FILE}"))
+        pipeline.learn_rates([[pl.read_parquet(file) for file in files]])
     pipeline.learn_scales(sample)
     pipeline.save_(draft)
     return {

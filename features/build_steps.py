@@ -33,10 +33,12 @@ from features.history import purchases_of
 from features.leaks import leak_violations
 from features.pipeline import FeaturePipeline
 from features.stable_hash import NULL_HASH, hash_numbers, hash_values
+from features.target_statistics import merge_counts
 from features.violation import refuse_errors
 
 PLAN_FILE, SPLIT_FILE, RESULT_FILE = "plan.json", "split.json", "result.json"
 FEATURES = "features"
+TARGETS_FILE = "targets.parquet"
 
 ROW, USER, REQUEST = "_row", "_user", "_request"
 """Columns that a shuffled log has beside its own: row number, and hashes of user and request."""
@@ -180,6 +182,18 @@ def transform_partition(scratch: str, partition: int) -> dict[str, Any]:
         return {}
 
     return once(folder / "transformed" / f"{partition:05d}", work)
+
+
+def merge_targets(scratch: str, place: int) -> dict[str, Any]:
+    """Add up what all partitions counted for one key of the target statistics."""
+    folder = Path(scratch)
+
+    def work(draft: Path) -> dict[str, Any]:
+        files = sorted((folder / "counted").glob(f"*/targets_{place}.parquet"))
+        merge_counts(pl.read_parquet(file) for file in files).write_parquet(draft / TARGETS_FILE)
+        return {}
+
+    return once(folder / "targets" / f"{place:05d}", work)
 
 
 def write_block(

@@ -48,6 +48,8 @@ def with_parents(keys: Sequence[Key]) -> tuple[Key, ...]:
     The parent of a key of several columns lacks the first of them, so the prior of (query,
     product) is the product's rate; the parent of one column is the whole log.
     """
+    if not keys:
+        return ()
     wanted = {key[start:] for key in keys for start in range(len(key) + 1)}
     return tuple(sorted(wanted, key=lambda key: (len(key), key)))
 
@@ -66,7 +68,7 @@ class TargetRates:
 
     def __init__(self, names: FeatureNames) -> None:
         self.keys = names.statistics_keys
-        self.tables = with_parents(self.keys) if self.keys else ()
+        self.tables = with_parents(self.keys)
         self.grain_us = STATISTICS_GRAINS_US[names.statistics_grain]
         self.smoothing = names.statistics_smoothing
 
