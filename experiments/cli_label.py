@@ -141,8 +141,8 @@ def label_mine(
         seed: Decides which queries come first where the budget does not reach all.
         json: Also write the number of pairs and queries and the mean disagreement there.
     """
+    from embeddings.relevance.label_parquet import write_table_
     from experiments.mine_pairs import mine_dataset
-    from experiments.records import write_bytes
     from features.dataset import Dataset
 
     pairs = mine_dataset(
@@ -154,7 +154,7 @@ def label_mine(
         seed=seed,
         progress=new_progress(),
     )
-    write_bytes(out, _parquet_bytes(pairs))
+    write_table_(pairs, out)
     table = Table("band", "pairs", "queries", "mean disagreement (octaves)")
     for (band,), part in pairs.group_by("band", maintain_order=True):
         mean = part["disagreement"].to_numpy().mean()
@@ -213,11 +213,3 @@ def _read_labels(path: Path) -> pl.DataFrame:
             f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(frame.columns)}"
         )
     return frame
-
-
-def _parquet_bytes(frame: pl.DataFrame) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()

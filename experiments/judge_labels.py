@@ -12,7 +12,7 @@ from embeddings.evaluate import CosineScores
 from embeddings.relevance.audit import Audit, audit_labels
 from embeddings.relevance.judge import Judge, train_judge
 from embeddings.relevance.judge_training import JudgeConfig
-from embeddings.relevance.label_parquet import Labelled, label_parquet
+from embeddings.relevance.label_parquet import Labelled, label_parquet, write_table_
 from embeddings.relevance.thresholds import sample_pairs, threshold_labels
 from embeddings.relevance_split import split_relevance
 from embeddings.weights import find_text_weights
@@ -79,7 +79,7 @@ def label_by_judge(
     with progress.stage("auditing the judge on held-out queries"):
         asked = held.select("query_id", "product_id").unique(maintain_order=True)
         labels = judge.label(products, queries, asked)
-        labels.write_parquet(out / HELD_OUT, compression="zstd")
+        write_table_(labels, out / HELD_OUT)
         audit = audit_labels(
             held,
             labels,

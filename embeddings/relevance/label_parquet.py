@@ -71,7 +71,7 @@ def label_parquet(
         path = parts / f"{start:012d}.parquet"
         if not path.is_file():
             part = table.slice(start, part_rows).collect()
-            _write_whole_(judge.label(products, queries, part), path)
+            write_table_(judge.label(products, queries, part), path)
         if progress is not None:
             progress(min(start + part_rows, total), total)
     every = pl.scan_parquet(sorted(parts.glob("*.parquet")))
@@ -90,6 +90,14 @@ def label_parquet(
         not_labelled=missing if rows < total else None,
         not_labelled_rows=total - rows,
     )
+
+
+def write_table_(frame: pl.DataFrame, path: Path) -> None:
+    """Write a parquet file, whole or not at all; its folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")
+    frame.write_parquet(unfinished, compression="zstd")
+    _publish_(unfinished, path)
 
 
 def _checked_rows(pairs: Path, products: pl.DataFrame, queries: pl.DataFrame) -> int:
@@ -138,12 +146,6 @@ def _open_parts_(
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
     record.write_text(json.dumps(wanted), encoding="utf-8")
-
-
-def _write_whole_(frame: pl.DataFrame, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.part")
-    frame.write_parquet(unfinished, compression="zstd")
-    _publish_(unfinished, path)
 
 
 def _sink_(frame: pl.LazyFrame, path: Path) -> int:
