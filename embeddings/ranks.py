@@ -10,7 +10,8 @@ Shape letters: B rows of this rank, G rows of all ranks, D embedding size.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,18 @@ from torch import Tensor, nn
 
 _LEFT: list[bool] = []
 """Not empty once this process has left its group."""
+_APART: list[bool] = []
+"""Not empty while this process works without its group."""
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Work as one process, whatever group is open: the others do something else meanwhile."""
+    _APART.append(True)
+    try:
+        yield
+    finally:
+        _APART.pop()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +44,7 @@ class Ranks:
     @classmethod
     def current(cls) -> Ranks:
         """The process group that is open, or that torchrun's environment asks for; else alone."""
-        if not dist.is_available():
+        if not dist.is_available() or _APART:
             return cls()
         if not dist.is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _LEFT:

@@ -1,0 +1,260 @@
+"""Is one machine enough, how would the tables be sharded, and how long does a pass take?
+
+Memory and placement come from torchrec's planner, speed from training for a few seconds here.
+
+Shape letters: N rows, F sparse features, C dense columns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from features.examples import Examples
+from ranking.sharding_plan import GIB, Device, PlannedShard, plan_tables
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
+
+MEASURED_ROWS = 40_000
+"""Rows that the speed is measured on: a few seconds."""
+MEASURED_TABLE_ROWS = 100_000
+"""Tables are cut to this for the measurement; row-wise updates cost the same in larger ones, but
+for the processor's caches."""
+BYTES_A_WEIGHT = 16
+"""A dense weight in float32, its gradient and two moments."""
+
+
+class PlanConfig(BaseModel):
+    """Tables, rows and a machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tables: tuple[str, ...] = ()
+    """Sparse features as NAME=ROWS, such as user_id=50e6."""
+    dense: int = Field(default=13, ge=0)
+    """Dense columns."""
+    rows: Annotated[float, Field(gt=0)] = 100e6
+    """Training rows of a pass."""
+    row_bytes: int | None = Field(default=None, ge=1)
+    """Bytes of a row in memory; by default four a column and the label."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes (one a GPU, or one a socket or core group) over all machines."""
+    ranks_per_machine: int = Field(default=1, ge=1)
+    """How many of them share a machine."""
+    memory_gib: float = Field(default=24.0, gt=0)
+    """Memory of one machine; with CUDA, of one GPU."""
+    device: Device = "cpu"
+    """What ranks compute on."""
+    column_wise: tuple[str, ...] = ()
+    """Features whose tables must be split by columns."""
+    rows_per_second: float | None = Field(default=None, gt=0)
+    """Of one rank; None measures it here, which says little of another machine."""
+    scaling: float = Field(default=0.8, gt=0, le=1)
+    """Share of a rank's speed that is left when several exchange rows."""
+    tower: TowerConfig = TowerConfig(use_vectors=False)
+    """The network."""
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> PlanConfig:
+        if self.ranks_per_machine > self.ranks:
+            raise ValueError(
+                f"ranks_per_machine={self.ranks_per_machine} is more than ranks={self.ranks}"
+            )
+        return self
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows of each table."""
+        sizes: dict[str, int] = {}
+        for entry in self.tables:
+            name, equals, rows = entry.partition("=")
+            try:
+                count = int(float(rows))
+            except ValueError:
+                count = 0
+            if not equals or not name or count < 1:
+                raise ValueError(
+                    f"tables: {entry!r} is not NAME=ROWS with 1 row or more, such as user_id=50e6"
+                )
+            if name in sizes:
+                raise ValueError(f"tables: {name!r} is named twice")
+            sizes[name] = count
+        if not sizes:
+            raise ValueError("no tables are named; give --tables user_id=50e6 product_id=2e6 ...")
+        unknown = sorted(set(self.column_wise) - set(sizes))
+        if unknown:
+            raise ValueError(f"column_wise names {unknown}, but the tables are {sorted(sizes)}")
+        return sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityPlan:
+    """What a training of this size needs."""
+
+    shards: tuple[PlannedShard, ...] | None
+    """None if the planner finds no way to fit the tables."""
+    table_gib: float
+    """All tables with the optimizer's state."""
+    dense_gib: float
+    """All other weights with gradients and moments, on every rank."""
+    data_gib: float
+    """The rows of a pass, over all machines."""
+    rank_gib: float
+    """What the fullest rank holds of tables and dense weights."""
+    memory_gib: float
+    """What a rank may use."""
+    one_machine: bool
+    """Whether tables, dense weights and rows fit one machine of this kind at once."""
+    rows_per_second: float
+    """Of all ranks together."""
+    measured: bool
+    """Whether that comes from a measurement here."""
+    hours: float
+    """Of one pass."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the ranks asked for can hold the tables."""
+        return self.shards is not None
+
+    def by_table(self) -> list[tuple[str, str, str, int]]:
+        """Table, kind of sharding, ranks that hold it, and its rows."""
+        rows = []
+        for name in dict.fromkeys(shard.table for shard in self.shards or ()):
+            parts = [shard for shard in self.shards or () if shard.table == name]
+            ranks = Counter(shard.rank for shard in parts)
+            held = ", ".join(str(rank) for rank in sorted(ranks))
+            whole = max(part.rows for part in parts)
+            if parts[0].sharding == "row_wise":
+                whole = sum(part.rows for part in parts)
+            rows.append((name, parts[0].sharding, held, whole))
+        return rows
+
+    def verdict(self) -> str:
+        """One sentence."""
+        if not self.feasible:
+            return (
+                f"the tables need {self.table_gib:.1f} GiB and do not fit ranks of "
+                f"{self.memory_gib:.1f} GiB: take more ranks, hash large features into fewer "
+                "rows, or make embeddings narrower"
+            )
+        where = "one machine is enough" if self.one_machine else "one machine is not enough"
+        return (
+            f"{where}: tables {self.table_gib:.2f} GiB, rows {self.data_gib:.2f} GiB; the fullest "
+            f"rank holds {self.rank_gib:.2f} of {self.memory_gib:.1f} GiB; a pass takes "
+            f"{self.hours:.2f} hours at {self.rows_per_second:,.0f} rows a second"
+        )
+
+    def to_metrics(self) -> dict[str, float]:
+        """Return the figures, flat."""
+        names = ("table_gib", "dense_gib", "data_gib", "rank_gib", "rows_per_second", "hours")
+        figures = {name: float(getattr(self, name)) for name in names}
+        flags = {"feasible": float(self.feasible), "one_machine": float(self.one_machine)}
+        return figures | flags
+
+
+def make_plan(
+    config: PlanConfig, *, measure: Callable[[PlanConfig], float] | None = None
+) -> CapacityPlan:
+    """Plan a training.
+
+    Args:
+        config: What is to be trained, and where.
+        measure: Rows a second of one rank; by default ``measured_speed``, unless the
+            configuration names a speed.
+
+    Raises:
+        ValueError: If a table is not NAME=ROWS.
+    """
+    sizes, width = config.sizes, config.tower.embedding_dim
+    a_rank = config.memory_gib
+    if config.device == "cpu":
+        a_rank /= config.ranks_per_machine
+    found = plan_tables(
+        sizes,
+        width,
+        ranks=config.ranks,
+        device=config.device,
+        memory_gib=a_rank,
+        batch=config.tower.batch_size,
+        column_wise=config.column_wise,
+    )
+    table_gib = sum(4 * rows * (width + 1) for rows in sizes.values()) / GIB
+    dense_gib = BYTES_A_WEIGHT * _dense_weights(config) / GIB
+    row_bytes = config.row_bytes or 4 * (len(sizes) + config.dense + 1)
+    data_gib = config.rows * row_bytes / GIB
+    held = Counter[int]()
+    for shard in found or ():
+        held[shard.rank] += shard.bytes
+    fullest = max(held.values(), default=0) / GIB + dense_gib
+    if found is not None and fullest > a_rank:
+        found = None
+    speed = config.rows_per_second or (measure or measured_speed)(config)
+    speed *= config.ranks * (config.scaling if config.ranks > 1 else 1.0)
+    # Rows need not lie in memory at once (they are memory-mapped), but are fast only if they do.
+    whole = table_gib + dense_gib + (data_gib if config.device == "cpu" else 0.0)
+    return CapacityPlan(
+        shards=None if found is None else tuple(found),
+        table_gib=table_gib,
+        dense_gib=dense_gib,
+        data_gib=data_gib,
+        rank_gib=fullest,
+        memory_gib=a_rank,
+        one_machine=found is not None and whole <= config.memory_gib,
+        rows_per_second=speed,
+        measured=config.rows_per_second is None,
+        hours=config.rows / speed / 3600,
+    )
+
+
+def measured_speed(config: PlanConfig) -> float:
+    """Rows a second of one process here, on random rows; tables are cut to a size that fits."""
+    draw = np.random.default_rng(0)
+    sizes = [min(rows + 1, MEASURED_TABLE_ROWS) for rows in config.sizes.values()]
+    rows = max(MEASURED_ROWS, 4 * config.tower.batch_size)
+    sparse = [draw.integers(0, size, rows) for size in sizes]
+    examples = _examples(config, sizes, np.stack(sparse, 1).astype(np.int32), draw)
+    once = config.tower.model_copy(update={"max_epochs": 1, "checks_per_epoch": 1})
+    few = examples.take(slice(0, 2 * config.tower.batch_size))
+    TowerRanker(once).fit(few, few, None, seed=0)
+    began = time.monotonic()
+    TowerRanker(once).fit(examples, few, None, seed=0)
+    return rows / (time.monotonic() - began)
+
+
+def _dense_weights(config: PlanConfig) -> int:
+    """Weights beside the tables, counted on a network of tiny tables."""
+    sizes = [2] * len(config.sizes)
+    draw = np.random.default_rng(0)
+    examples = _examples(config, sizes, np.zeros((2, len(sizes)), np.int32), draw)
+    _, network, _ = TowerRanker(config.tower).begin_fit_(examples, examples, None, seed=0)
+    return sum(p.numel() for p in network.parameters()) - 2 * config.tower.embedding_dim * len(
+        sizes
+    )
+
+
+def _examples(
+    config: PlanConfig, sizes: list[int], sparse_NF: np.ndarray, draw: np.random.Generator
+) -> Examples:
+    rows = len(sparse_NF)
+    nothing = np.full(rows, -1, np.int32)
+    return Examples(
+        sparse_names=tuple(config.sizes),
+        sparse_NF=sparse_NF,
+        vocabulary_sizes=tuple(sizes),
+        dense_names=tuple(f"dense_{column}" for column in range(config.dense)),
+        dense_NC=draw.standard_normal((rows, config.dense)).astype(np.float32),
+        product_N=nothing,
+        query_N=nothing,
+        history_NL=np.zeros((rows, 0), np.int32),
+        user_N=np.arange(rows),
+        request_N=np.arange(rows),
+        time_us_N=np.zeros(rows, np.int64),
+        label_N=(np.arange(rows) % 2).astype(np.float32),
+    )

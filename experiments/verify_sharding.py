@@ -1,0 +1,203 @@
+"""Does training on many ranks give what one rank gives? Shown on the user's own configuration.
+
+Shape letters: N training rows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from experiments.config import RunConfig
+from experiments.pipeline import Run
+from experiments.progress import Progress, Silent
+from experiments.training import new_model
+from experiments.variants import BASELINE
+from ranking.sharded_checkpoint import same_checkpoint
+from ranking.tower import TowerRanker
+
+TOLERANCE = 1e-4
+"""Weights of one rank and of many may differ by this after the steps compared: sums are taken in
+another order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingVerdict:
+    """What one rank and many made of the same start."""
+
+    ranks: int
+    steps: int
+    weight_difference: float
+    """Largest absolute difference of any weight."""
+    momentum_difference: float
+    """Largest absolute difference of any row's sum of squared gradients."""
+    round_trip_exact: bool
+    """Whether a checkpoint that went from one rank to many and back is the same, bit for bit."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all of it holds."""
+        return self.weight_difference <= TOLERANCE and self.round_trip_exact
+
+    def to_metrics(self) -> dict[str, float]:
+        """Return the figures, flat."""
+        return {
+            "ranks": float(self.ranks),
+            "steps": float(self.steps),
+            "weight_difference": self.weight_difference,
+            "momentum_difference": self.momentum_difference,
+            "round_trip_exact": float(self.round_trip_exact),
+            "agrees": float(self.agrees),
+        }
+
+
+def verify_sharding(
+    config: RunConfig,
+    *,
+    ranks: int = 2,
+    steps: int = 200,
+    column_wise: tuple[str, ...] = (),
+    progress: Progress | None = None,
+) -> ShardingVerdict:
+    """Train some steps on one rank and on many from one start, and compare every weight.
+
+    Without dropout, whose masks depend on the number of ranks; in float32, so that the comparison
+    shows mistakes and not roundings.
+
+    Args:
+        config: As for ``train``; its first variant is compared, ``production`` by default.
+        ranks: How many.
+        steps: Compared after so many; at most an epoch.
+        column_wise: Features whose tables are split by columns. Row-wise Adagrad then works on
+            parts of rows, so weights differ by more than the order of sums.
+        progress: Told of the stages.
+
+    Raises:
+        ValueError: If the variant is no network, the batch cannot be shared, or a rank failed.
+    """
+    if ranks < 2 or steps < 1:
+        raise ValueError(f"ranks={ranks} and steps={steps} must be at least 2 and 1")
+    if config.tower.batch_size % ranks:
+        raise ValueError(
+            f"batch_size={config.tower.batch_size} cannot be shared by {ranks} ranks; make it a "
+            f"multiple of {ranks} (--tower.batch-size)"
+        )
+    progress = progress or Silent()
+    with tempfile.TemporaryDirectory(prefix="verify-sharding-") as scratch:
+        folder = Path(scratch)
+        quiet = {"dropout": 0.0, "vector_dropout": 0.0, "bf16": "off"}
+        once = config.model_copy(
+            update={
+                "out": folder / "run",
+                "variants": (config.variants or (BASELINE,))[:1],
+                "tower": config.tower.model_copy(update=quiet),
+                "track": False,
+            }
+        )
+        job_folder = folder / "job"
+        with progress.stage("features and the first weights"):
+            one = _write_job_(once, job_folder, column_wise)
+        steps = min(steps, -(-one // config.tower.batch_size))
+        states = {name: folder / name for name in ("one", "many")}
+        with progress.stage(f"{steps} steps on one rank"):
+            _torchrun(1, job_folder, states["one"], steps)
+        with progress.stage(f"{steps} steps on {ranks} ranks"):
+            _torchrun(ranks, job_folder, states["many"], steps)
+        with progress.stage("a checkpoint there and back"):
+            there = folder / "there"
+            shutil.copytree(states["one"], there)
+            _torchrun(ranks, job_folder, there, 0)
+            _torchrun(1, job_folder, there, 0)
+            exact = same_checkpoint(states["one"] / "state", there / "state")
+        left, right = (_whole(states[name] / "state") for name in ("one", "many"))
+    if left.keys() != right.keys():
+        raise ValueError(f"the runs hold other weights: {sorted(left.keys() ^ right.keys())[:5]}")
+    apart = {name: float((left[name] - right[name]).abs().max()) for name in left}
+    momenta = [value for name, value in apart.items() if name.endswith(".momentum")]
+    weights = [value for name, value in apart.items() if not name.endswith(".momentum")]
+    return ShardingVerdict(
+        ranks=ranks,
+        steps=steps,
+        weight_difference=max(weights),
+        momentum_difference=max(momenta, default=0.0),
+        round_trip_exact=exact,
+    )
+
+
+def _write_job_(config: RunConfig, folder: Path, column_wise: tuple[str, ...]) -> int:
+    """Write the fit of the run's first variant as a job; return its training rows."""
+    line = Run(config)
+    variant = line.variants[0]
+    model = new_model(variant, config)
+    if not isinstance(model, TowerRanker):
+        raise ValueError(
+            f"variant {variant.name!r} is no network with id tables, so nothing of it is sharded; "
+            "choose another with --variants, such as production or dashclip"
+        )
+    parts = line.parts
+    few = parts.validation.take(np.arange(min(len(parts.validation), config.tower.batch_size)))
+    job, network, _ = model.begin_fit_(parts.train, few, line.joined(variant), seed=config.seed)
+    replace(job, column_wise=column_wise).write_(folder, network)
+    return len(parts.train)
+
+
+def _torchrun(ranks: int, job: Path, state: Path, steps: int) -> None:
+    """Run ``ranking.sharding_check`` on so many ranks.
+
+    Raises:
+        ValueError: If it fails; with the end of what it said.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    # The packages may run from a checkout: the ranks must find them where this process did.
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    launcher += [f"--master-port={port}", "-m", "ranking.sharding_check"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(job), str(state), str(steps)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ValueError(
+            f"training on {ranks} rank{'s' * (ranks > 1)} failed (exit code {done.returncode}):\n"
+            + done.stderr[-2000:]
+        )
+
+
+def _whole(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of a checkpoint, tables put together from their shards."""
+    parts: dict[str, list[tuple[int, int, torch.Tensor]]] = {}
+    for path in sorted(folder.glob("rank-*.safetensors")):
+        for key, tensor in load_file(path).items():
+            name, kind = key.rsplit(".", 1)
+            _, table, row, column = name.split("-")
+            parts.setdefault(f"table-{table}.{kind}", []).append((int(row), int(column), tensor))
+    whole = {}
+    for name, shards in parts.items():
+        columns: dict[int, list[torch.Tensor]] = {}
+        for _, column, tensor in sorted(shards, key=lambda shard: shard[:2]):
+            columns.setdefault(column, []).append(tensor)
+        halves = [torch.cat(rows) for _, rows in sorted(columns.items())]
+        if name.endswith(".momentum"):
+            whole[name] = torch.stack(halves).mean(0)
+        else:
+            whole[name] = torch.cat(halves, dim=1)
+    dense = load_file(folder / "dense.safetensors")
+    kept = {name: value.float() for name, value in dense.items() if name.startswith("dense.")}
+    return whole | kept

@@ -1,0 +1,212 @@
+"""How the ranks of a torchrun job come together for the fits of a run.
+
+The first rank carries out the whole command; where a click network is fitted, it writes the fit as
+a job, and the other ranks, which wait for jobs meanwhile, take part. A rank that dies makes
+torchrun end all of them, with its exit code and signal in the message.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from embeddings.ranks import Ranks
+from ranking.contract import Progress
+from ranking.fit_job import FitJob
+from ranking.fit_leader import LEADERS
+from ranking.fused_tables import FusedTables
+from ranking.model import ClickNetwork
+from ranking.sharded_tables import ShardedTables
+from ranking.sharded_training import ShardedTraining
+from ranking.tower_config import TowerConfig
+from ranking.train import Check
+
+POLL_SECONDS = 0.05
+DONE = "done.json"
+
+
+class Leader:
+    """The first rank of a job that has others waiting.
+
+    Args:
+        folder: For jobs, on storage that all ranks share.
+        ranks: The open group.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self.folder, self.ranks, self.jobs = Path(folder), ranks, 0
+
+    def train(self, job: FitJob, network: ClickNetwork, progress: Progress | None) -> list[Check]:
+        """Fit a network on all ranks and leave the learned weights in it.
+
+        Raises:
+            ValueError: If rows have weights, which only a training of one process follows.
+        """
+        if job.train.weight_N is not None:
+            raise ValueError(
+                "the training rows have a column sample_weight, which training on several ranks "
+                "does not follow; leave it out, or train in one process"
+            )
+        self.jobs += 1
+        at = self.folder / f"job-{self.jobs}"
+        job.write_(at.with_name(f".{at.name}.part"), network)
+        at.with_name(f".{at.name}.part").rename(at)
+        checks = train_together(job, network, self.ranks, progress=progress)
+        shutil.rmtree(at, ignore_errors=True)
+        return checks
+
+
+@contextmanager
+def leading(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Let the fits of the first rank be carried out by all of them, and release them at the end.
+
+    Args:
+        folder: For jobs, on storage that all ranks share; removed at the end.
+        ranks: The open group.
+    """
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    leader = Leader(folder, ranks)
+    ranks.agree(0)
+    LEADERS.append(leader)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        LEADERS.pop()
+        whole = folder / f".{DONE}.part"
+        whole.write_text(json.dumps({"jobs": leader.jobs, "failed": failed}), encoding="utf-8")
+        whole.rename(folder / DONE)
+    ranks.agree(0)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def follow_(folder: Path, ranks: Ranks) -> int:
+    """Take part in the leader's fits until it is done, or has refused what it was asked.
+
+    Returns:
+        How many fits there were.
+    """
+    folder = Path(folder)
+    ranks.agree(0)
+    jobs = 0
+    while True:
+        at = folder / f"job-{jobs + 1}"
+        if at.exists():
+            job = FitJob.read(at)
+            train_together(job, job.network(at), ranks)
+            jobs += 1
+        elif (folder / DONE).exists():
+            if not json.loads((folder / DONE).read_text(encoding="utf-8"))["failed"]:
+                ranks.agree(0)
+            return jobs
+        else:
+            time.sleep(POLL_SECONDS)
+
+
+def train_together(
+    job: FitJob,
+    network: ClickNetwork,
+    ranks: Ranks,
+    *,
+    checkpoint: Path | None = None,
+    max_steps: int | None = None,
+    progress: Progress | None = None,
+) -> list[Check]:
+    """Fit a network on all ranks; the first one's holds what was learned. A collective call.
+
+    Args:
+        job: The same on every rank.
+        network: With the job's initial weights.
+        ranks: The open group.
+        checkpoint: Folder for the state; see ``ShardedTraining``.
+        max_steps: Stop after so many.
+        progress: Told of every check.
+    """
+    train, validation = job.tensors()
+    with sharded_tables(network, job.config, ranks, column_wise=job.column_wise, seed=job.seed):
+        training = ShardedTraining(
+            network, job.config, seed=job.seed, ranks=ranks, checkpoint=checkpoint
+        )
+        checks = training.run(
+            train,
+            job.outcome_N,
+            validation,
+            job.label_N,
+            max_steps=max_steps,
+            progress=progress if ranks.rank == 0 else None,
+        )
+        if checkpoint is not None:
+            training.save_()
+        del training
+    # torchrec's tables must be gone before the group is, or its teardown may abort.
+    gc.collect()
+    if ranks.world > 1:
+        dist.barrier()
+    return checks
+
+
+@contextmanager
+def sharded_tables(
+    network: ClickNetwork,
+    config: TowerConfig,
+    ranks: Ranks,
+    *,
+    column_wise: tuple[str, ...] = (),
+    seed: int = 0,
+) -> Iterator[None]:
+    """Put ``ShardedTables`` in the place of a network's id tables, with their weights.
+
+    At the end the first rank's own tables come back with what was learned; collective at both
+    ends, and when it fails the tables that were there before are put back untouched.
+    """
+    whole = {
+        name: module for name, module in network.named_modules() if isinstance(module, FusedTables)
+    }
+    unknown = set(column_wise) - {name for tables in whole.values() for name in tables.names}
+    if unknown:
+        raise ValueError(f"column_wise names {sorted(unknown)}, which are no id tables here")
+    network.to(ranks.device)
+    sharded: dict[str, ShardedTables] = {}
+    try:
+        for name, tables in whole.items():
+            weights = [weight.detach() for weight in tables.weights()]
+            placed = ShardedTables(
+                tables.names,
+                [len(weight) for weight in weights],
+                weights[0].shape[1],
+                learning_rate=config.sparse_lr,
+                seed=seed,
+                ranks=ranks,
+                column_wise=[each for each in column_wise if each in tables.names],
+            )
+            placed.scatter_(weights)
+            sharded[name] = placed
+            _put_(network, name, placed)
+        yield
+        for name, placed in sharded.items():
+            for weight_VE, learned_VE in zip(
+                whole[name].weights(), placed.gathered(), strict=False
+            ):
+                with torch.no_grad():
+                    weight_VE.copy_(learned_VE)
+    finally:
+        for name, tables in whole.items():
+            _put_(network, name, tables)
+        network.to("cpu")
+
+
+def _put_(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)

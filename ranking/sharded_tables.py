@@ -1,0 +1,199 @@
+"""Id tables spread over the ranks of a torchrun job by torchrec, updated by row-wise Adagrad.
+
+Each rank holds some tables whole (table-wise), some columns of a table (column-wise) or, with CUDA,
+some rows of it (row-wise); torchrec exchanges looked-up rows and their gradients. A rank draws
+only the tables that it holds a part of, and the same numbers whatever the number of ranks.
+
+Shape letters: B batch of this rank, F sparse features, E width of an id embedding, V table rows,
+S rows of a shard, D columns of a shard.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.optim import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv
+from torchrec.optim import RowWiseAdagrad
+
+from embeddings.ranks import Ranks
+from ranking.sharding_plan import collective_plan, sharders
+
+TABLE_DEVIATION = 0.01
+"""As the tables of one process begin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What this rank holds of one table: views into what trains."""
+
+    table: int
+    row: int
+    """First row."""
+    column: int
+    """First column."""
+    weight_SD: Tensor
+    momentum_S: Tensor
+    """Row-wise Adagrad's sum of mean squared gradients, over the columns of the shard."""
+
+
+class ShardedTables(nn.Module):
+    """One id table a sparse feature, sharded; stands where ``ranking.model.FusedTables`` does.
+
+    Every rank of the group builds it with the same arguments.
+
+    Args:
+        names: Sparse features.
+        sizes: Rows of each table.
+        width: Columns of every table, E.
+        learning_rate: Of row-wise Adagrad.
+        seed: Of the initial weights.
+        ranks: The group; a group of one is legal.
+        column_wise: Features whose tables are split by columns over the ranks.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        width: int,
+        *,
+        learning_rate: float,
+        seed: int,
+        ranks: Ranks,
+        column_wise: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+        self.names, self.sizes, self.width = tuple(names), tuple(sizes), width
+        tables = [
+            EmbeddingBagConfig(
+                name=f"table_{number}",
+                embedding_dim=width,
+                num_embeddings=size,
+                feature_names=[name],
+            )
+            for number, (name, size) in enumerate(zip(names, sizes, strict=True))
+        ]
+        collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+        apply_optimizer_in_backward(
+            RowWiseAdagrad, collection.parameters(), {"lr": learning_rate, "eps": 1e-8}
+        )
+        halved = [f"table_{self.names.index(name)}" for name in column_wise]
+        plan = collective_plan(collection, ranks, column_wise=halved)
+        group = dist.group.WORLD
+        assert group is not None, "no process group is open"
+        self.collection = DistributedModelParallel(
+            collection,
+            env=ShardingEnv.from_process_group(group),
+            device=ranks.device,
+            plan=plan,
+            sharders=sharders(),
+        )
+        self.frozen_W: Tensor | None = None
+        """True for the columns of ``forward`` whose tables do not learn; None for none."""
+        self._draw_(seed)
+
+    def forward(self, sparse_BF: Tensor) -> Tensor:
+        """Return the rows of all features side by side, shape (B, F * E); a collective call."""
+        batch, features = sparse_BF.shape
+        device = sparse_BF.device
+        bags = KeyedJaggedTensor(
+            keys=list(self.names),
+            values=sparse_BF.t().reshape(-1),
+            lengths=torch.ones(batch * features, dtype=torch.int32, device=device),
+            offsets=torch.arange(batch * features + 1, dtype=torch.int32, device=device),
+            stride=batch,
+        )
+        # The order of columns depends on the plan, so they are read by name.
+        by_name = self.collection(bags).to_dict()
+        out_BW = torch.cat([by_name[name] for name in self.names], dim=1)
+        if self.frozen_W is not None:
+            # A row whose gradient is zero is not moved, nor is its sum.
+            out_BW = torch.where(self.frozen_W.to(out_BW.device), out_BW.detach(), out_BW)
+        return out_BW
+
+    def freeze(self, rows: int) -> None:
+        """Let no table of at least so many rows learn any more."""
+        large = torch.tensor([size >= rows for size in self.sizes])
+        if bool(large.any()):
+            self.frozen_W = large.repeat_interleave(self.width)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Change the rate at which the backward pass updates the tables."""
+        optimizer = self.collection.fused_optimizer
+        for group in optimizer.param_groups:
+            cast(dict[str, float], group)["lr"] = learning_rate
+        # The fused optimizer's step moves no weight; it only hands the rate to the kernel.
+        optimizer.step()
+
+    def shards(self) -> list[Shard]:
+        """Return what this rank holds, by table, row and column."""
+        state: dict[str, Any] = self.collection.fused_optimizer.state_dict()["state"]
+        found = []
+        for name, weight in self.collection.state_dict().items():
+            local = weight.local_shards()
+            if not local:
+                continue
+            number = int(name.split(".")[-2].removeprefix("table_"))
+            momentum = state[name][f"table_{number}.momentum1"].local_shards()
+            for own, mean_square in zip(local, momentum, strict=True):
+                row, column = own.metadata.shard_offsets
+                found.append(
+                    Shard(
+                        table=number,
+                        row=int(row),
+                        column=int(column),
+                        weight_SD=own.tensor,
+                        momentum_S=mean_square.tensor,
+                    )
+                )
+        return sorted(found, key=lambda shard: (shard.table, shard.row, shard.column))
+
+    def gathered(self) -> Iterator[Tensor]:
+        """Yield each whole table in turn, (V, E) on the first rank; a collective call."""
+        mine = self.shards()
+        rank = dist.get_rank()
+        for number, size in enumerate(self.sizes):
+            whole_VE = torch.zeros(size, self.width, device=self._device())
+            for shard in (each for each in mine if each.table == number):
+                rows, columns = shard.weight_SD.shape
+                at = slice(shard.row, shard.row + rows), slice(shard.column, shard.column + columns)
+                whole_VE[at] = shard.weight_SD.detach()
+            if dist.get_world_size() > 1:
+                dist.reduce(whole_VE, 0)
+            if rank == 0:
+                yield whole_VE
+
+    def scatter_(self, tables: Sequence[Tensor]) -> None:
+        """Copy this rank's parts out of whole tables, each (V, E)."""
+        with torch.no_grad():
+            for shard in self.shards():
+                rows, columns = shard.weight_SD.shape
+                at = slice(shard.row, shard.row + rows), slice(shard.column, shard.column + columns)
+                shard.weight_SD.copy_(tables[shard.table][at])
+
+    def _draw_(self, seed: int) -> None:
+        """Initial weights: the same numbers for a table whoever holds it."""
+        with torch.no_grad():
+            for shard in self.shards():
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + shard.table)
+                whole_VE = torch.empty(self.sizes[shard.table], self.width)
+                whole_VE.normal_(0.0, TABLE_DEVIATION, generator=generator)
+                whole_VE[0] = 0.0
+                rows, columns = shard.weight_SD.shape
+                at = slice(shard.row, shard.row + rows), slice(shard.column, shard.column + columns)
+                shard.weight_SD.copy_(whole_VE[at])
+
+    def _device(self) -> torch.device:
+        return next(iter(self.shards())).weight_SD.device if self.shards() else torch.device("cpu")

@@ -1,0 +1,335 @@
+"""Fitting a click network on the ranks of a torchrun job.
+
+Every rank takes its share of each global batch; id tables are sharded by torchrec, everything else
+is held by all ranks and its gradients are averaged. The weights after a step are those of one
+rank with the same global batch, but for the order of sums.
+
+Shape letters: N rows, B rows of this rank, V validation rows of this rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embeddings.ranks import Ranks
+from embeddings.training_state import optimizer_tensors, restore_optimizer_
+from ranking.contract import Progress
+from ranking.inputs import ExampleTensors, slices
+from ranking.metrics import auc, log_loss_nats
+from ranking.model import ClickNetwork
+from ranking.sharded_checkpoint import checkpoint_exists, read_checkpoint_, write_checkpoint_
+from ranking.sharded_tables import Shard, ShardedTables
+from ranking.train import Check
+from ranking.train_config import TrainConfig, use_bf16
+
+SCORING_BATCH = 8192
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """How far early stopping has come; equal on every rank."""
+
+    checks: list[Check] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Of the steps since the last check, on this rank."""
+    scale: float = 1.0
+    """Of the learning rates."""
+    drops: int = 0
+    stale: int = 0
+    best_loss: float = float("inf")
+    best: dict[str, Any] | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        kept = ("losses", "scale", "drops", "stale", "best_loss")
+        checks = [asdict(check) for check in self.checks]
+        return {**{name: getattr(self, name) for name in kept}, "checks": checks}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> _Progress:
+        checks = [Check(**check) for check in record["checks"]]
+        return cls(**{**record, "checks": checks})
+
+
+class ShardedTraining:
+    """One training on all ranks; every rank constructs it with the same arguments and runs it.
+
+    Args:
+        network: With ``ShardedTables`` for its id tables; its other weights are equal on every
+            rank.
+        config: How to fit.
+        seed: Fixes the order of the rows.
+        ranks: The open group.
+        checkpoint: Folder for the state, on storage that all ranks share; None keeps none. If it
+            holds one, ``run`` goes on from there, whatever the number of ranks that wrote it.
+        every: Steps from one checkpoint to the next.
+    """
+
+    def __init__(
+        self,
+        network: ClickNetwork,
+        config: TrainConfig,
+        *,
+        seed: int,
+        ranks: Ranks,
+        checkpoint: Path | None = None,
+        every: int = 1000,
+    ) -> None:
+        self.network, self.config, self.ranks = network, config, ranks
+        self.seed, self.checkpoint, self.every = seed, checkpoint, every
+        self.tables = {
+            name: module
+            for name, module in network.named_modules()
+            if isinstance(module, ShardedTables)
+        }
+        held = {id(each) for group in self.tables.values() for each in group.parameters()}
+        self.dense = {
+            name: parameter
+            for name, parameter in network.named_parameters()
+            if id(parameter) not in held
+        }
+        self.optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": [p for p in self.dense.values() if p.ndim > 1],
+                    "weight_decay": config.weight_decay,
+                },
+                {"params": [p for p in self.dense.values() if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=config.lr,
+            fused=True,
+        )
+        self.step, self.progress = 0, _Progress()
+        if config.batch_size % ranks.world:
+            raise ValueError(
+                f"batch_size={config.batch_size} cannot be shared by {ranks.world} ranks; make it "
+                f"a multiple of {ranks.world}"
+            )
+        _refuse_what_ranks_do_not(config)
+
+    def run(
+        self,
+        train: ExampleTensors,
+        label_N: NDArray[np.float32],
+        validation: ExampleTensors,
+        validation_label_N: NDArray[np.float32],
+        *,
+        max_steps: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Check]:
+        """Fit until the validation log loss stops falling, or for ``max_steps``.
+
+        Each rank has all rows at hand and reads its own. Where the last batch of an epoch cannot
+        be shared evenly, up to one row a rank is left out of that epoch.
+
+        Returns:
+            One record a check, in order; equal on every rank. The network is at its best check, or
+            at the last step if there was none.
+        """
+        config, ranks = self.config, self.ranks
+        bf16 = use_bf16(config.bf16)
+        labels_N = torch.tensor(label_N)
+        steps_an_epoch = max(1, (len(train) + config.batch_size - 1) // config.batch_size)
+        check_every = max(1, steps_an_epoch // config.checks_per_epoch)
+        last = steps_an_epoch * config.max_epochs
+        last = last if max_steps is None else min(last, max_steps)
+        self._go_on()
+        state, order_N = self.progress, None
+        while self.step < last:
+            epoch, place = divmod(self.step, steps_an_epoch)
+            if epoch and config.large_tables == "freeze":
+                for group in self.tables.values():
+                    group.freeze(config.large_table_rows)
+            if self.step <= config.warm_up_steps:
+                self._set_rates_()
+            if place == 0 or order_N is None:
+                order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                order_N = torch.randperm(len(train), generator=order)
+            rows = order_N[place * config.batch_size : (place + 1) * config.batch_size]
+            rows = rows[: len(rows) - len(rows) % ranks.world]
+            if len(rows):
+                own_B = rows[ranks.own(len(rows))]
+                state.losses.append(self._update(train.batch(own_B), labels_N[own_B], bf16))
+            self.step += 1
+            if self.step % check_every:
+                self._save_if_due_()
+                continue
+            p_click_N = self.predict(validation)
+            state.checks.append(
+                Check(
+                    epoch=self.step / steps_an_epoch,
+                    train_log_loss_nats=self._mean_over_ranks(state.losses),
+                    validation_log_loss_nats=log_loss_nats(validation_label_N, p_click_N),
+                    validation_auc=auc(validation_label_N, p_click_N),
+                    learning_rate=config.lr * state.scale,
+                )
+            )
+            state.losses.clear()
+            if progress is not None:
+                progress(self.step, last, str(asdict(state.checks[-1])))
+            if self._settled(state):
+                break
+            self._save_if_due_()
+        if state.best is not None:
+            self._put_back_(state.best)
+        return state.checks
+
+    def predict(self, inputs: ExampleTensors) -> NDArray[np.float64]:
+        """Return P(click) of every row on every rank, shape (N,); a collective call."""
+        ranks, world = self.ranks, self.ranks.world
+        share = -(-len(inputs) // world)
+        own_V = torch.arange(ranks.rank * share, (ranks.rank + 1) * share)
+        # All ranks score equally many rows, or one would wait for the others for ever.
+        own_V = own_V.clamp(max=len(inputs) - 1)
+        self.network.eval()
+        scores = []
+        with torch.no_grad():
+            for rows in slices(share, SCORING_BATCH):
+                scores.append(torch.sigmoid(self.network(*self._there(inputs.batch(own_V[rows])))))
+        self.network.train()
+        gathered = ranks.gather(torch.cat(scores)[:, None])[:, 0]
+        return gathered[: len(inputs)].double().cpu().numpy()
+
+    def save_(self, part: str = "state") -> None:
+        """Write the state, or the best weights so far; a collective call."""
+        assert self.checkpoint is not None
+        dense = {f"dense.{name}": value for name, value in self._dense_state().items()}
+        record: dict[str, Any] = {"step": self.step}
+        if part == "state":
+            dense |= optimizer_tensors(self.optimizer)
+            record["progress"] = self.progress.to_record()
+        groups = list(self.tables.values())
+        write_checkpoint_(self.checkpoint / part, groups, dense, record, self.ranks)
+
+    def load_(self) -> None:
+        """Take up the state that some ranks wrote, however many they were."""
+        assert self.checkpoint is not None
+        best = None
+        if checkpoint_exists(self.checkpoint / "best"):
+            self._read_("best")
+            best = self._copied_state()
+        tensors, record = self._read_("state")
+        restore_optimizer_(self.optimizer, tensors)
+        self.step = int(record["step"])
+        self.progress = _Progress.of_record(record["progress"])
+        if self.progress.checks:
+            self.progress.best = best
+        self._set_rates_()
+
+    def _read_(self, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        assert self.checkpoint is not None
+        tensors, record = read_checkpoint_(self.checkpoint / part, list(self.tables.values()))
+        with torch.no_grad():
+            for name, value in self._dense_state().items():
+                value.copy_(tensors[f"dense.{name}"])
+        return tensors, record
+
+    def _go_on(self) -> None:
+        if self.checkpoint is not None and checkpoint_exists(self.checkpoint / "state"):
+            self.load_()
+
+    def _save_if_due_(self) -> None:
+        if self.checkpoint is not None and self.step % self.every == 0:
+            self.save_()
+
+    def _mean_over_ranks(self, losses: list[float]) -> float:
+        mean = torch.tensor(float(np.mean(losses)) if losses else 0.0, device=self.ranks.device)
+        return float(self.ranks.sum(mean)) / self.ranks.world
+
+    def _update(self, inputs: list[Tensor], label_B: Tensor, bf16: bool) -> float:
+        """One step; returns this rank's mean loss."""
+        network, ranks = self.network, self.ranks
+        network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
+            hidden_BW = network.hidden(*self._there(inputs))
+        loss = network.loss(hidden_BW, label_B.to(ranks.device))
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"the loss is {float(loss)} at step {self.step + 1} on rank {ranks.rank}; lower "
+                "the learning rate"
+            )
+        # torchrec divides the gradients of the tables by the number of ranks itself.
+        loss.backward()
+        ranks.sum_gradients_(self.dense.values(), ())
+        if ranks.world > 1:
+            for parameter in self.dense.values():
+                assert parameter.grad is not None
+                parameter.grad /= ranks.world
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def _settled(self, state: _Progress) -> bool:
+        """Note whether the last check is the best; drop the rate or say that training is over."""
+        config, check = self.config, state.checks[-1]
+        if check.validation_log_loss_nats < state.best_loss:
+            state.best_loss, state.stale = check.validation_log_loss_nats, 0
+            state.best = self._copied_state()
+            if self.checkpoint is not None:
+                self.save_("best")
+            return False
+        state.stale += 1
+        if state.stale < config.patience:
+            return False
+        assert state.best is not None
+        self._put_back_(state.best)
+        if state.drops == config.lr_drops:
+            return True
+        state.scale, state.drops, state.stale = state.scale * config.lr_drop, state.drops + 1, 0
+        self._set_rates_()
+        return False
+
+    def _set_rates_(self) -> None:
+        config = self.config
+        warm_up = config.warm_up_steps
+        risen = min(1.0, (self.step + 1) / warm_up) if warm_up else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * self.progress.scale * risen
+        for group in self.tables.values():
+            group.set_learning_rate(config.sparse_lr * self.progress.scale * risen)
+
+    def _dense_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers that all ranks share."""
+        sharded = tuple(f"{name}." for name in self.tables)
+        state = self.network.state_dict()
+        return {name: value for name, value in state.items() if not name.startswith(sharded)}
+
+    def _shards(self) -> list[Shard]:
+        return [shard for group in self.tables.values() for shard in group.shards()]
+
+    def _copied_state(self) -> dict[str, Any]:
+        return {
+            "dense": {name: value.detach().clone() for name, value in self._dense_state().items()},
+            "shards": [shard.weight_SD.detach().clone() for shard in self._shards()],
+        }
+
+    def _put_back_(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, value in self._dense_state().items():
+                value.copy_(state["dense"][name])
+            for shard, kept in zip(self._shards(), state["shards"], strict=True):
+                shard.weight_SD.copy_(kept)
+
+    def _there(self, inputs: list[Tensor]) -> list[Tensor]:
+        return [part.to(self.ranks.device, non_blocking=True) for part in inputs]
+
+
+def _refuse_what_ranks_do_not(config: TrainConfig) -> None:
+    """Raise for settings that only a training of one process follows."""
+    asked = {
+        f"ema_decay={config.ema_decay}": config.ema_decay is not None,
+        f"negative_rate={config.negative_rate}": config.negative_rate < 1,
+        "large_tables='draw_again'": config.large_tables == "draw_again",
+    }
+    wrong = [name for name, given in asked.items() if given]
+    if wrong:
+        raise ValueError(
+            f"{' and '.join(wrong)}: training on several ranks has no such thing; leave it at its "
+            "default, or train in one process"
+        )

@@ -1,0 +1,37 @@
+"""The part of ``adtower verify-sharding`` that runs under torchrun: fit a job for some steps.
+
+``python -m torch.distributed.run --nproc-per-node 2 -m ranking.sharding_check JOB STATE STEPS``
+takes up the state in STATE, if there is one, fits the job until STEPS, and leaves its state there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from embeddings.ranks import Ranks
+from ranking.fit_job import FitJob
+from ranking.sharded_fit import train_together
+
+
+def main(job_folder: Path, state: Path, steps: int) -> None:
+    """Fit on all ranks of this torchrun job."""
+    if not dist.is_initialized():
+        # A group of one, too, so that one rank runs what many run.
+        dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=5))
+    ranks = Ranks(rank=dist.get_rank(), world=dist.get_world_size())
+    job = FitJob.read(job_folder)
+    network = job.network(job_folder)
+    train_together(job, network, ranks, checkpoint=state, max_steps=steps)
+    del network
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

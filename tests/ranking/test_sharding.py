@@ -1,0 +1,308 @@
+"""Training on several ranks under torchrun: the same weights, checkpoints that fit any number."""
+
+import dataclasses
+import gc
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from embeddings.ranks import Ranks
+from experiments.verify_sharding import _whole
+from ranking.checkpoint import write_manifest
+from ranking.fit_job import FitJob
+from ranking.sharded_checkpoint import same_checkpoint
+from ranking.sharded_fit import sharded_tables, train_together
+from ranking.sharded_training import ShardedTraining
+from ranking.sharding_plan import PlannedShard, plan_tables
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
+
+ROOT = Path(__file__).parents[2]
+CONFIG = TowerConfig(
+    batch_size=48,
+    dropout=0.0,
+    vector_dropout=0.0,
+    bf16="off",
+    embedding_dim=8,
+    production_mlp=(16,),
+    head=(8,),
+    tower_mlp=(8, 4),
+    projected_dim=4,
+    attention="ids",
+)
+
+
+@pytest.fixture(scope="session")
+def job_folder(shop, tmp_path_factory):
+    """A fit with vectors, a production tower and a table of its own for the history."""
+    folder = tmp_path_factory.mktemp("sharding") / "job"
+    rows = shop.examples
+    job, network, _ = TowerRanker(CONFIG).begin_fit_(
+        rows.take(slice(0, 480)), rows.take(slice(480, 600)), shop.vectors, seed=3
+    )
+    job.write_(folder, network)
+    return folder
+
+
+def start(ranks, job, state, steps):
+    """Start ``ranking.sharding_check`` on so many ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    words += [f"--master-port={port}", "-m", "ranking.sharding_check"]
+    return subprocess.Popen(
+        [sys.executable, *words, str(job), str(state), str(steps)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*started):
+    """Wait for all of them, and say what those said that failed."""
+    said = [process.communicate(timeout=300)[0] for process in started]
+    codes = [process.returncode for process in started]
+    assert not any(codes), "\n".join(said)[-4000:]
+
+
+@pytest.fixture(scope="module")
+def group_of_one():
+    """A process group with this process alone, so that one rank runs what many run."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks()
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def on_one_rank(job_folder, state, steps, ranks):
+    """What ``ranking.sharding_check`` does, in this process."""
+    job = FitJob.read(job_folder)
+    train_together(job, job.network(job_folder), ranks, checkpoint=state, max_steps=steps)
+
+
+@pytest.fixture(scope="module")
+def states(job_folder, group_of_one):
+    """Ten steps on one rank, on two, and the first's state taken through two ranks and back."""
+    at = {name: job_folder.with_name(name) for name in ("one", "many", "there")}
+    many = start(2, job_folder, at["many"], 10)
+    on_one_rank(job_folder, at["one"], 10, group_of_one)
+    shutil.copytree(at["one"], at["there"])
+    finish(many, start(2, job_folder, at["there"], 0))
+    on_one_rank(job_folder, at["there"], 0, group_of_one)
+    return at
+
+
+def test_two_ranks_learn_what_one_learns(states):
+    one, many = (_whole(states[name] / "state") for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    apart = {name: float((one[name] - many[name]).abs().max()) for name in one}
+    assert max(apart.values()) < 1e-5
+    # Both held tables: the features', and the one that attention looks history up in.
+    assert {name.split(".")[0] for name in one if name.startswith("table-")} == {
+        f"table-{number}" for number in range(5)
+    }
+    files = [load_file(path).keys() for path in (states["many"] / "state").glob("rank-*")]
+    assert len(files) == 2 and all(files) and not files[0] & files[1]
+
+
+def test_training_moved_every_table(states, job_folder):
+    job = FitJob.read(job_folder)
+    first = load_file(job_folder / "initial.safetensors")
+    learned = _whole(states["one"] / "state")
+    tables = [name for name in first if ".table." in name]
+    assert len(tables) == 5
+    for number, name in enumerate(sorted(tables, key=_as_numbered(job_folder, job))):
+        assert not torch.equal(first[name], learned[f"table-{number}.weight"])
+
+
+def _as_numbered(folder, job):
+    order = [name for name, _ in job.network(folder).named_parameters() if ".table." in name]
+    return order.index
+
+
+def test_a_checkpoint_goes_from_one_rank_to_two_and_back_bit_for_bit(states):
+    assert same_checkpoint(states["one"] / "state", states["there"] / "state")
+    assert not same_checkpoint(states["one"] / "state", states["many"] / "state")
+
+
+@pytest.mark.slow
+def test_columns_of_a_table_can_lie_on_different_ranks(job_folder, states, tmp_path, group_of_one):
+    job = dataclasses.replace(FitJob.read(job_folder), column_wise=("product_id",))
+    network = job.network(job_folder)
+    halves = tmp_path / "job"
+    job.write_(halves, network)
+    shutil.copytree(states["one"], tmp_path / "state")
+    finish(start(2, halves, tmp_path / "state", 0))
+    parts = [load_file(path) for path in sorted((tmp_path / "state/state").glob("rank-*"))]
+    split = [key for part in parts for key in part if key.endswith("-4.weight")]
+    assert split, [list(part) for part in parts]
+    on_one_rank(job_folder, tmp_path / "state", 0, group_of_one)
+    assert same_checkpoint(states["one"] / "state", tmp_path / "state/state")
+    # And it learns: parts of rows have sums of their own, so not the very same numbers.
+    finish(start(2, halves, tmp_path / "learned", 10))
+    one, two = _whole(states["one"] / "state"), _whole(tmp_path / "learned/state")
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 0.05
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_with_another_number_of_ranks(job_folder, states, tmp_path):
+    finish(start(2, job_folder, tmp_path / "state", 4))
+    finish(start(1, job_folder, tmp_path / "state", 10))
+    one, two = _whole(states["one"] / "state"), _whole(tmp_path / "state/state")
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_job_with_a_message(job_folder, tmp_path):
+    running = start(2, job_folder, tmp_path / "state", 100_000)
+    deadline = time.monotonic() + 120
+    victim = None
+    while victim is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        if len(children) == 2 and (tmp_path / "state/best").exists():
+            victim = int(children[1])
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = running.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert running.returncode != 0
+    assert f"exitcode  : -9 (pid: {victim})" in said
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(states, job_folder, tmp_path, group_of_one):
+    broken = tmp_path / "broken"
+    shutil.copytree(states["one"], broken)
+    path = broken / "state/dense.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    lacking = tmp_path / "lacking"
+    shutil.copytree(states["many"], lacking)
+    shard = lacking / "state/rank-00001.safetensors"
+    shard.unlink()
+    save_file({}, shard)
+    write_manifest(lacking / "state", **_manifest(states["many"] / "state"))
+    foreign = tmp_path / "foreign"
+    shutil.copytree(states["one"], foreign)
+    other = {**_manifest(states["one"] / "state"), "tables": [["user_id", 3, 8]]}
+    (foreign / "state/manifest.json").unlink()
+    write_manifest(foreign / "state", **other)
+    for state, message in (
+        (broken, "has SHA-256"),
+        (lacking, "was a rank's file left behind"),
+        (foreign, "Were the features or their vocabularies changed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            on_one_rank(job_folder, state, 0, group_of_one)
+
+
+def _manifest(folder):
+    fields = json.loads((folder / "manifest.json").read_text())
+    return {name: value for name, value in fields.items() if name != "sha256"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ema_decay": 0.99}, r"ema_decay=0\.99: training on several ranks has no such thing"),
+        ({"negative_rate": 0.5}, r"negative_rate=0\.5"),
+        ({"large_tables": "draw_again"}, "large_tables='draw_again'"),
+    ],
+)
+def test_settings_that_ranks_do_not_follow_are_refused(job_folder, group_of_one, changes, message):
+    job = FitJob.read(job_folder)
+    job = dataclasses.replace(job, config=CONFIG.model_copy(update=changes))
+    with pytest.raises(ValueError, match=message):
+        train_together(job, job.network(job_folder), group_of_one)
+
+
+def test_rates_warm_up_and_large_tables_stop_after_an_epoch(job_folder, group_of_one):
+    changes = {"warm_up_steps": 5, "large_table_rows": 20, "max_epochs": 2, "patience": 99}
+    job = FitJob.read(job_folder)
+    job = dataclasses.replace(job, config=CONFIG.model_copy(update=changes))
+    train, validation = job.tensors()
+    network = job.network(job_folder)
+    with sharded_tables(network, job.config, group_of_one):
+        training = ShardedTraining(network, job.config, seed=0, ranks=group_of_one)
+        rates = []
+        training.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+        )
+        one_epoch = 10
+        training.run(train, job.outcome_N, validation, job.label_N, max_steps=one_epoch)
+        (tables, *_) = training.tables.values()
+        after = [shard.weight_SD.clone() for shard in tables.shards()]
+        training.run(train, job.outcome_N, validation, job.label_N, max_steps=2 * one_epoch)
+        moved = {
+            tables.names[shard.table]: not torch.equal(before, shard.weight_SD)
+            for before, shard in zip(after, tables.shards(), strict=True)
+        }
+    assert rates[:6] == pytest.approx([CONFIG.lr * step / 5 for step in (1, 2, 3, 4, 5, 5)])
+    sizes = dict(zip(job.signature.sparse_names, job.signature.vocabulary_sizes, strict=True))
+    assert moved == {name: size < 20 for name, size in sizes.items()}
+
+
+def test_a_fit_travels_in_a_folder(job_folder, shop):
+    job = FitJob.read(job_folder)
+    fresh, network, _ = TowerRanker(CONFIG).begin_fit_(
+        shop.examples.take(slice(0, 480)),
+        shop.examples.take(slice(480, 600)),
+        shop.vectors,
+        seed=3,
+    )
+    for part in ("train", "validation", "vectors"):
+        left, right = getattr(job, part), getattr(fresh, part)
+        for field in dataclasses.fields(left):
+            one, two = getattr(left, field.name), getattr(right, field.name)
+            same = np.array_equal(one, two) if isinstance(two, np.ndarray) else one == two
+            assert same, (part, field.name)
+    again = job.network(job_folder)
+    inputs = job.tensors()[1].batch(slice(0, 50))
+    with torch.no_grad():
+        assert torch.equal(again.eval()(*inputs), network.eval()(*inputs))
+
+
+def test_shards_cover_every_table_once():
+    sizes = {"user_id": 50_000, "product_id": 3_000, "brand": 40}
+    shards = plan_tables(sizes, 16, ranks=3, device="cpu", memory_gib=4, batch=4096)
+    for name, rows in sizes.items():
+        own = [shard for shard in shards if shard.table == name]
+        assert sum(shard.rows * shard.columns for shard in own) == rows * 16
+    assert {shard.rank for shard in shards} <= {0, 1, 2}
+    assert {shard.sharding for shard in shards} <= {"table_wise", "column_wise"}
+
+
+def test_columns_are_split_where_asked_and_bytes_are_counted_by_hand():
+    shards = plan_tables(
+        {"a": 1000, "b": 10}, 16, ranks=2, device="cpu", memory_gib=1, batch=64,
+        column_wise=("a",),
+    )  # fmt: skip
+    halves = [shard for shard in shards if shard.table == "a"]
+    assert sorted((each.rank, each.rows, each.columns) for each in halves) == [
+        (0, 1000, 8),
+        (1, 1000, 8),
+    ]
+    # A thousand rows of eight weights and one sum, four bytes each.
+    assert halves[0].bytes == 36_000
+    assert PlannedShard(table="x", sharding="table_wise", rank=0, rows=1, columns=3).bytes == 16
+
+
+def test_tables_that_do_not_fit_are_planned_as_none():
+    sizes = {"user_id": 1_000_000_000}
+    assert plan_tables(sizes, 64, ranks=2, device="cpu", memory_gib=8, batch=4096) is None
