@@ -16,8 +16,13 @@ TEST_TENTHS = 2
 
 def is_test_query(query: str) -> bool:
     """Tell whether a query belongs to the held-out fifth: its MD5, mod 10, is below 2."""
+    return query_tenth(query) < TEST_TENTHS
+
+
+def query_tenth(query: str) -> int:
+    """Which of ten equal parts a query belongs to: its MD5, mod 10."""
     digest = hashlib.md5(query.encode(), usedforsecurity=False).hexdigest()
-    return int(digest, 16) % 10 < TEST_TENTHS
+    return int(digest, 16) % 10
 
 
 def split_relevance(

@@ -11,6 +11,7 @@ from rich.text import Text
 from tyro.extras import SubcommandApp
 
 from experiments.bench_stages import BENCH_STAGES, BenchStage
+from experiments.cli_alignment import ALIGNMENT_COMMANDS
 from experiments.cli_bundle import BUNDLE_COMMANDS
 from experiments.cli_compare import COMPARE_COMMANDS, track_app
 from experiments.cli_data import data_app
@@ -314,6 +315,7 @@ def reproduce(
 
 
 for verb, command in {
+    **ALIGNMENT_COMMANDS,
     **SIMULATE_COMMANDS,
     **BUNDLE_COMMANDS,
     **COMPARE_COMMANDS,

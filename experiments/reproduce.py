@@ -39,6 +39,7 @@ STAGE2 = Stage2Config(
     batch=32,
     steps=1400,
     warmup_steps=60,
+    learning_rate=2e-4,
     text_learning_rate=2e-4,
     query_learning_rate=2e-4,
     weight_decay=0.01,
