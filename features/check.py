@@ -13,13 +13,19 @@ import fsspec
 import numpy as np
 import polars as pl
 
+from features.bags import Bag
 from features.columns import canonical, column_violations
 from features.dataset import Dataset
 from features.dense import finite_values
 from features.describe import describe_dataset
 from features.feature_spec import SIDE_TABLE_KEYS
 from features.image_check import image_problem
-from features.leaks import leak_violations, near_perfect_features, straddling_requests
+from features.leaks import (
+    leak_violations,
+    near_perfect_features,
+    statistics_that_saw_their_rows,
+    straddling_requests,
+)
 from features.schema import TABLE_NAMES, DatasetSpec
 from features.sparse import as_text
 from features.split import request_start_us, split_boundaries, split_by_time
@@ -55,7 +61,8 @@ def check_dataset(dataset: Dataset, *, max_images: int | None = None) -> list[Vi
     point nowhere, times out of order (before 1990 or after 2100; a request spread over more than
     a day; as a warning, a log not in the order of time), images that do not decode, labels of
     one class, and leaks: a request in two splits, an event at or after the impression it
-    describes, a feature that predicts clicks almost perfectly alone.
+    describes, a click rate that counts the rows it describes, a feature that predicts clicks
+    almost perfectly alone.
 
     Args:
         dataset: As ``Dataset.open`` or ``Dataset.from_tables`` gives it.
@@ -153,7 +160,7 @@ def _features(dataset: Dataset, tables: dict[str, pl.DataFrame]) -> list[Violati
         return []
     found = []
     features = dataset.spec.features
-    for name in (*features.sparse, *features.dense):
+    for name in features.columns:
         table, dot, column = name.partition(".")
         if table == "time" and dot:
             continue
@@ -179,6 +186,8 @@ def _features(dataset: Dataset, tables: dict[str, pl.DataFrame]) -> list[Violati
         try:
             if name in features.dense:
                 finite_values(frame[column], name)
+            elif name in features.bags:
+                Bag(name, slots=features.bags[name]).member_counts(frame[column])
             else:
                 as_text(frame[column])
         except ValueError as error:
@@ -332,6 +341,7 @@ def _splits(tables: dict[str, pl.DataFrame], spec: DatasetSpec) -> list[Violatio
     train_N = (impressions["time"] < boundaries[0]).to_numpy()
     if not np.any(train_N):
         return found
+    found += statistics_that_saw_their_rows(impressions, spec, train_N)
     return found + near_perfect_features(tables, spec, train_N)
 
 

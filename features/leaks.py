@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.feature_spec import SIDE_TABLE_KEYS, TIME_PARTS
+from features.leak_guards import statistic_that_saw_its_row
 from features.schema import DatasetSpec
 from features.sparse import as_text
 from features.split import request_start_us
@@ -113,6 +114,39 @@ def near_perfect_features(
                     problem=f"feature {name!r} alone predicts clicks with AUC {auc:.3f}",
                     advice=f"{NEAR_PERFECT_AUC} or more means that it is known only after the "
                     "click; take it out of [features]",
+                )
+            )
+    return found
+
+
+def statistics_that_saw_their_rows(
+    impressions: pl.DataFrame, spec: DatasetSpec, train_N: NDArray[np.bool_]
+) -> list[Violation]:
+    """Find dense columns that are click rates of an id over the very rows they describe.
+
+    Args:
+        impressions: Of the contract's types, with ``clicked``.
+        spec: Names the features.
+        train_N: True for training rows, shape (N,).
+    """
+    ids = ("user_id", "query_id", "product_id")
+    keys = {name: impressions[name] for name in ids if name in impressions.columns}
+    clicked_N = impressions["clicked"].fill_null(0).to_numpy()
+    found = []
+    for name in spec.features.dense:
+        if name not in impressions.columns or not impressions[name].dtype.is_numeric():
+            continue
+        key = statistic_that_saw_its_row(impressions[name], keys, clicked_N, train_N)
+        if key is not None:
+            found.append(
+                Violation(
+                    table="impressions",
+                    column=name,
+                    row=None,
+                    problem=f"feature {name!r} is the click rate of {key} over the very rows that "
+                    "it describes: each saw its own click, and later ones",
+                    advice=f"list {key!r} under target_statistics instead, which count strictly "
+                    "earlier rows",
                 )
             )
     return found

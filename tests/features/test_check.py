@@ -198,3 +198,13 @@ def test_a_feature_of_a_missing_table_names_the_table(spec, tables):
     found = found_in(spec, {"impressions": tables["impressions"]})
     assert {(v.table, v.column) for v in found} == {("products", None)}
     assert "'products.brand' needs this table" in found[0].problem
+
+
+def test_bags_and_keys_are_looked_at_too(spec, tables):
+    names = FeatureNames(bags={"products.tags": 1}, target_statistics=("shop",))
+    tags = pl.Series([["a"], ["a", "b"], None, [], ["c"], ["d"]])
+    tables = {**tables, "products": tables["products"].with_columns(tags=tags)}
+    dataset = Dataset.from_tables(spec.model_copy(update={"features": names}), **tables)
+    said = [str(violation) for violation in check_dataset(dataset)]
+    assert any("products.tags" in text and "its cap is 1" in text for text in said)
+    assert any("'shop' has no column" in text for text in said)

@@ -26,9 +26,7 @@ def test_a_split_by_time_passes():
 
 def test_a_random_split_is_refused_with_its_users():
     row = np.random.default_rng(0).permutation(ROWS)
-    with pytest.raises(
-        ValueError, match=r"9\d\.\d% of the rows .*11 users .*random"
-    ):
+    with pytest.raises(ValueError, match=r"9\d\.\d% of the rows .*11 users .*random"):
         refuse_mixed_times({"train": part(row[:500]), "test": part(row[500:])})
 
 

@@ -5,7 +5,13 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from features.leaks import _auc, feature_values, leak_violations, near_perfect_features
+from features.leaks import (
+    _auc,
+    feature_values,
+    leak_violations,
+    near_perfect_features,
+    statistics_that_saw_their_rows,
+)
 from features.schema import DatasetSpec, FeatureNames
 
 ROWS = 400
@@ -111,3 +117,13 @@ def test_events_dated_by_day_alone_are_a_warning(log):
     assert violation.severity == "warning" and "midnight" in violation.problem
     by_day = log.with_columns(pl.col("time").dt.truncate("1d"))
     assert not leak_violations({"impressions": by_day, "events": events}, DatasetSpec(name="x"))
+
+
+def test_a_click_rate_over_its_own_rows_is_found(log):
+    spec = DatasetSpec(name="x", features=FeatureNames(sparse=(), dense=("rate", "price")))
+    log = log.with_columns(
+        rate=pl.col("clicked").mean().over("product_id"), price=pl.int_range(pl.len()) * 0.5
+    )
+    violation = statistics_that_saw_their_rows(log, spec, np.arange(ROWS) < 280)[0]
+    assert violation.column == "rate" and "click rate of product_id" in violation.problem
+    assert len(statistics_that_saw_their_rows(log, spec, np.arange(ROWS) < 280)) == 1
