@@ -8,7 +8,7 @@ SEED ?= 0
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench reproduce-homedepot reproduce-grocery reproduce-fashion clean
+.PHONY: help setup demo test test-slow check format bench reproduce-homedepot reproduce-grocery reproduce-fashion reproduce-clara2 clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ reproduce-grocery: $(READY) ## A shop's photos find their product's text, fiftee
 
 reproduce-fashion: $(READY) ## A catalogue's pictures find their titles, fifteen minutes (DATA=folder with fashion44k/)
 	$(BIN)/adtower reproduce fashion --source $(DATA) --out runs/reproduce-fashion --seed $(SEED) --overwrite
+
+reproduce-clara2: $(READY) ## Every click model on real search clicks, ten minutes (DATA=folder with clara2/)
+	$(BIN)/adtower reproduce clara2 --source $(DATA) --out runs/reproduce-clara2 --seed $(SEED) --overwrite
 
 clean: ## Remove runs and caches, not the environment
 	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
