@@ -34,7 +34,7 @@ from experiments.terminal import (
 
 app = SubcommandApp()
 
-Claim = Literal["homedepot", "grocery", "fashion"]
+Claim = Literal["homedepot", "grocery", "fashion", "clara2"]
 Settings = Annotated[RunConfig, tyro.conf.arg(name="")]
 EmbedSettings = Annotated[EmbedConfig, tyro.conf.arg(name="")]
 
@@ -273,9 +273,10 @@ def reproduce(
     Args:
         name: homedepot: queries and titles with human relevance labels, a judge and vectors.
             grocery: a shop's photos find their product's text. fashion: a catalogue's pictures
-            find their titles, and article types are read off the vectors.
+            find their titles, and article types are read off the vectors. clara2: clicks of a
+            search log, by every click model that it can feed.
         source: Folder with the data: homedepot_relevance/ (or the competition's train.csv),
-            grocery_store/ or fashion44k/.
+            grocery_store/, fashion44k/ or clara2/.
         out: Folder of the run; by default runs/reproduce-NAME.
         seed: All randomness derives from it.
         clicks: homedepot: also simulate shoppers and compare click models.
@@ -305,11 +306,22 @@ def reproduce(
         return
     if clicks or extend:
         raise ValueError(f"--clicks and --extend are for homedepot, not for {name!r}")
+    from experiments.reproduce_clara2 import reproduce_clara2
     from experiments.reproduce_photos import reproduce_fashion, reproduce_grocery
 
-    claim = reproduce_grocery if name == "grocery" else reproduce_fashion
+    claims = {
+        "grocery": reproduce_grocery,
+        "fashion": reproduce_fashion,
+        "clara2": reproduce_clara2,
+    }
+    claim = claims[name]
     metrics = claim(source, out, seed=seed, overwrite=overwrite, progress=new_progress())
-    print_figures(name, metrics)
+    if name == "clara2":
+        from experiments.clara2_table import print_clara2
+
+        print_clara2(metrics)
+    else:
+        print_figures(name, metrics)
     say(f"figures: {out / 'metrics.json'}")
     write_figures(json, metrics)
 
