@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_info
 
 from experiments.config import RunConfig
 from experiments.run_folder import RunFolder
@@ -20,7 +22,7 @@ from experiments.schedule_trainings import (
     training_bytes,
 )
 from experiments.shared_arrays import map_record, write_record
-from experiments.training import Parts, train_once
+from experiments.training import Parts, limited_threads, train_once
 from experiments.variants import REGISTRY
 from features.examples import Examples
 from ranking.tower import TowerConfig
@@ -71,6 +73,16 @@ def test_processes_train_the_same_models_to_the_bit(small_log, parts, config, tm
         assert np.array_equal(here.p_test_N, there.p_test_N), one
         assert here.curve == there.curve
         assert here.peak_bytes > 10**8
+
+
+def test_a_training_has_its_threads_alone_and_gives_them_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with limited_threads(1):
+        assert torch.get_num_threads() == 1
+        assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_the_budget_decides_how_many_train_at_once(parts, config):

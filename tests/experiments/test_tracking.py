@@ -208,6 +208,8 @@ def test_a_killed_run_is_reaped_by_the_next_and_taken_up_by_its_own_command(uri,
     child = store.get_run(ids["dashclip"])
     assert child.data.metrics == {"auc": 0.7, "log_loss": 0.1}
     assert {store.get_run(i).info.status for i in ids.values()} == {"FINISHED"}
+    # The half line was cut off, or the next one would have been written behind it.
+    assert tracking.replay(folder) == 0
 
 
 @pytest.mark.slow
