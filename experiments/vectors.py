@@ -21,6 +21,7 @@ from experiments.config import EmbedConfig, RunConfig
 from experiments.records import read_json, write_json
 from experiments.report_content import Cost
 from experiments.run_folder import RunFolder
+from experiments.true_relevance import true_aucs
 from experiments.variants import VectorSource
 from features.dataset import Dataset
 
@@ -118,7 +119,8 @@ class VectorMaker:
         """Judge each kind of vectors on the pairs of held-out queries, TF-IDF beside them.
 
         Returns:
-            Kind to its measures; empty where the dataset has no relevance table.
+            Kind to its measures, those by true classes among them where these are known; empty
+            where the dataset has no relevance table.
         """
         if not all(map(self._dataset.has, ("products", "queries", "relevance"))):
             return {}
@@ -133,7 +135,7 @@ class VectorMaker:
                 product_store, query_store = self.stores(source)
                 results[source] = evaluate_embeddings(
                     product_store, query_store, products, queries, test_pairs
-                )
+                ) | true_aucs(self._dataset, product_store, query_store, test_pairs)
         write_json(path, results)
         return results
 

@@ -1,15 +1,17 @@
 """Settings of the alignment are compared on validation queries, by labels and by the truth."""
 
+import numpy as np
 import polars as pl
 import pytest
 
 from embeddings.relevance_split import is_test_query, query_tenth
 from embeddings.stage1 import Stage1Config, train_stage1
 from embeddings.stage2 import Stage2Config
+from embeddings.store import VectorStore
 from experiments import alignment_trials
 from experiments.alignment_trials import compare_alignments, ratio_settings
 from experiments.marketplace.world import make_world
-from experiments.true_relevance import true_labels
+from experiments.true_relevance import true_aucs, true_labels
 from features.dataset import Dataset
 
 
@@ -31,9 +33,7 @@ def test_the_truth_is_what_the_labels_are_but_for_their_noise(world):
 
 def test_nobody_knows_the_truth_of_other_datasets(world):
     relevance = world.table("relevance")
-    own = Dataset(
-        world.spec.model_copy(update={"simulated": False}), folder=world.folder, frames={}
-    )
+    own = Dataset(world.spec.model_copy(update={"name": "my shop"}), folder=world.folder, frames={})
     assert true_labels(own, relevance) is None
     frames = {"queries": world.table("queries").reverse()}
     other = Dataset(world.spec, folder=world.folder, frames=frames)
@@ -62,6 +62,29 @@ def test_each_setting_is_trained_on_training_queries_alone(world, monkeypatch):
     assert aucs.min_horizontal().min() > 0
     for queries in seen:
         assert not any(is_test_query(text) or query_tenth(text) in (2, 3) for text in queries)
+
+
+def test_by_the_truth_noise_costs_nothing(world):
+    # Vectors whose cosine is the true class: one axis a query, products by their class on it.
+    relevance = world.table("relevance").head(300)
+    truth = true_labels(world, relevance)
+    products = relevance["product_id"].unique(maintain_order=True).to_list()
+    queries = relevance["query_id"].unique(maintain_order=True).to_list()
+    vector = np.zeros((len(products), len(queries) + 1), np.float32)
+    for (query, product), label in zip(
+        relevance.select("query_id", "product_id").iter_rows(), truth, strict=True
+    ):
+        vector[products.index(product), queries.index(query)] = label
+    # The last axis gives every product the same length, so that classes of two queries compare.
+    vector[:, -1] = np.sqrt(4 * len(queries) - (vector[:, :-1] ** 2).sum(1))
+    made_by = {"kind": "k", "encoder_fingerprint": "e"}
+    axis = np.eye(len(queries), len(queries) + 1, dtype=np.float32)
+    stores = (
+        VectorStore.from_arrays(products, vector, **made_by),
+        VectorStore.from_arrays(queries, axis, **made_by),
+    )
+    found = true_aucs(world, *stores, relevance)
+    assert found == {"true_auc_2v0": 1.0, "true_auc_2v1": 1.0, "true_auc_1v0": 1.0}
 
 
 @pytest.mark.parametrize("ratio", ["2:1", "2:1:x", "0:0:1"])
