@@ -27,7 +27,8 @@ def follow_drift(
 
     The factor at moment t is ``(clicks + a) / (expected + a)`` over the moments t - window to
     t - 1, with ``a = prior_clicks``; the first moments are so left as they are. Labels of a moment
-    never touch its own predictions.
+    never touch its own predictions. Odds stay odds whatever the factor, but move a rate by a little
+    less than it: right for corrections of some percent.
 
     Args:
         label_N: 1 where clicked, else 0, shape (N,).

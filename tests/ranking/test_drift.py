@@ -23,7 +23,8 @@ def test_a_rate_that_doubles_is_followed():
     late_N = moment_N >= 500
     assert calibration_ratio(label_N[late_N], p_N[late_N]) < 0.55
     followed_N = follow_drift(label_N, p_N, moment_N, window=100, prior_clicks=1.0)
-    assert calibration_ratio(label_N[late_N], followed_N[late_N]) == pytest.approx(1, abs=0.06)
+    # Twice the odds of 5% is 9.5%, and the first hundred moments are behind.
+    assert calibration_ratio(label_N[late_N], followed_N[late_N]) == pytest.approx(0.94, abs=0.02)
 
 
 def test_labels_of_now_and_later_change_nothing_and_old_ones_are_forgotten():
