@@ -37,8 +37,8 @@ STAGE2 = Stage2Config(
     projection_width=0,
     class_ratio=(3, 3, 2),
     batch=32,
-    steps=1400,
-    warmup_steps=60,
+    steps=1800,
+    warmup_steps=80,
     learning_rate=2e-4,
     text_learning_rate=2e-4,
     query_learning_rate=2e-4,
@@ -47,7 +47,7 @@ STAGE2 = Stage2Config(
     contrast_weight=0.2,
     token_dropout=0.1,
 )
-"""Titles say all there is, so every layer of the text encoder trains: about five times over the
+"""Titles say all there is, so every layer of the text encoder trains: about four times over the
 human labels."""
 
 JUDGE = JudgeConfig(text_columns=("title",))
