@@ -15,7 +15,10 @@ from experiments.cli_alignment import ALIGNMENT_COMMANDS
 from experiments.cli_bundle import BUNDLE_COMMANDS
 from experiments.cli_compare import COMPARE_COMMANDS, track_app
 from experiments.cli_data import data_app
+from experiments.cli_features import features_app
 from experiments.cli_label import label_app
+from experiments.cli_off_policy import OFF_POLICY_COMMANDS
+from experiments.cli_sharding import SHARDING_COMMANDS
 from experiments.cli_simulate import SIMULATE_COMMANDS
 from experiments.config import EmbedConfig, RunConfig
 from experiments.terminal import (
@@ -331,10 +334,13 @@ for verb, command in {
     **SIMULATE_COMMANDS,
     **BUNDLE_COMMANDS,
     **COMPARE_COMMANDS,
+    **OFF_POLICY_COMMANDS,
+    **SHARDING_COMMANDS,
 }.items():
     app.command(name=verb)(command)
 app.command(track_app, name="track", help="Send to MLflow what it missed of a run.")
 app.command(data_app, name="data", help="Make, check, describe, import or simulate a dataset.")
+app.command(features_app, name="features", help="Build the features of a log of any size.")
 app.command(label_app, name="label", help="Label pairs, audit who labelled, choose what to label.")
 
 
