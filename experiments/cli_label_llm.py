@@ -10,7 +10,7 @@ import tyro
 
 from embeddings.relevance.llm_config import AnnotatorConfig
 from embeddings.relevance.llm_pairs import PRODUCT_COLUMNS
-from experiments.terminal import JsonFile, new_progress, print_figures, say, write_figures
+from experiments.terminal import JsonFile, new_progress, say, write_figures
 
 if TYPE_CHECKING:
     from embeddings.relevance.llm import Estimate
@@ -39,7 +39,7 @@ def label_llm(
         folder: A dataset with queries and products: a folder (or fsspec URI) with a dataset.toml.
         config: Settings of the annotator.
         out: Folder of relevance.parquet, queue.parquet, manifest.json and, where people labelled
-            some of the pairs, audit.json.
+            some of the pairs, audit.json and audit.png.
         pairs: Parquet with query_id and product_id; by default the pairs of the dataset's
             relevance table.
         columns: What is shown of a product; columns it lacks are passed over.
@@ -111,7 +111,10 @@ def _print_labels(labels: LlmLabels, out: Path) -> None:
         f"{labels.manifest['cost_of_all_runs']:.4f}"
     )
     if labels.audit is not None:
-        print_figures(f"audit by {labels.audit.pairs} human labels", labels.audit.to_metrics())
+        # The verbs beside this one load torch; nothing else here needs it.
+        from experiments.cli_label import print_audit
+
+        print_audit(labels.audit)
     else:
         say("no pair that it labelled has a human label: these labels are not audited")
     if labels.stopped is not None:

@@ -23,13 +23,12 @@ from embeddings.relevance.llm_outputs import (
 from embeddings.relevance.llm_pairs import PRODUCT_COLUMNS, Question, questions_of
 from embeddings.relevance.rubric import SHOP_RUBRIC, Rubric
 from experiments.progress import Progress, Silent
-from experiments.records import write_json
 from features.dataset import Dataset
 
 if TYPE_CHECKING:
     from embeddings.relevance.audit import Audit
 
-CACHE, AUDIT = "answers.sqlite", "audit.json"
+CACHE = "answers.sqlite"
 _IDS = ("query_id", "product_id")
 
 
@@ -78,7 +77,7 @@ def label_by_llm(
 
     Args:
         data: Has queries and products.
-        out: Folder of relevance.parquet, queue.parquet, manifest.json, audit.json.
+        out: Folder of relevance.parquet, queue.parquet, manifest.json, audit.json, audit.png.
         config: Settings of the annotator.
         pairs: query_id, product_id; by default those of the dataset's relevance table.
         columns: What is shown of a product.
@@ -101,11 +100,7 @@ def label_by_llm(
         tables = label_tables(questions, annotation, rubric=rubric, model=config.endpoint.model)
         manifest = manifest_of(tables, annotation, config, answers, rubric)
     write_outputs(out, tables, manifest)
-    audit = _audited(_human_labels(data, wanted), tables.relevance, seed)
-    if audit is None:
-        (out / AUDIT).unlink(missing_ok=True)
-    else:
-        write_json(out / AUDIT, audit)
+    audit = _audited(_human_labels(data, wanted), tables.relevance, out, seed)
     return LlmLabels(tables=tables, manifest=manifest, audit=audit)
 
 
@@ -153,13 +148,17 @@ def _questions(data: Dataset, pairs: pl.DataFrame, columns: tuple[str, ...]) -> 
     return questions_of(pairs, data.table("queries"), data.table("products"), columns=columns)
 
 
-def _audited(human: pl.DataFrame, labels: pl.DataFrame, seed: int) -> Audit | None:
+def _audited(human: pl.DataFrame, labels: pl.DataFrame, out: Path, seed: int) -> Audit | None:
+    """The audit, written where one is possible."""
     if human.join(labels, on=_IDS, how="semi").is_empty():
         return None
-    # It loads torch, which nothing before it needs.
+    # They load torch, which nothing before them needs.
     from embeddings.relevance.audit import audit_labels
+    from experiments.judge_labels import write_audit
 
-    return audit_labels(human, labels, annotator=labels["annotator"][0], seed=seed)
+    audit = audit_labels(human, labels, annotator=labels["annotator"][0], seed=seed)
+    write_audit(audit, out)
+    return audit
 
 
 def _human_labels(data: Dataset, pairs: pl.DataFrame) -> pl.DataFrame:

@@ -159,7 +159,7 @@ def test_the_outputs_fit_the_contract_and_are_audited_by_human_labels(folder, ch
     assert status == 0
     assert "120 pairs labelled" in printed
     assert "0 pairs for people (none)" in printed
-    assert "audit by 40 human labels" in printed
+    assert "beside people: 40 pairs of 20 queries" in " ".join(printed.split())
     figures = json.loads((folder / "figures.json").read_text())
     assert figures["audit.accuracy"] == pytest.approx(0.9)
     assert 0.5 < figures["audit.kappa_quadratic"] < 0.99
