@@ -30,6 +30,7 @@ from experiments.bench_peers import (
     group_aucs_plainly,
     train_plainly,
 )
+from experiments.bench_ranking import bench_ranking
 from experiments.bench_serve import bench_serve
 from experiments.bench_stages import BENCH_STAGES, BenchStage
 from experiments.marketplace.world import make_world
@@ -106,6 +107,7 @@ def run_bench(
             "scoring": lambda: bench_scoring(world(), Path(scratch) / "bundle"),
             "serve": lambda: bench_serve(world(), Path(scratch) / "served"),
             "features": lambda: bench_features(rows),
+            "ranking": lambda: bench_ranking(rows, progress=progress),
             "export": lambda: bench_export(table_rows=min(TABLE_ROWS, rows)),
         }
         for stage in stages:

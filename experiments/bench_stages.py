@@ -14,5 +14,6 @@ BenchStage = Literal[
     "export",
     "serve",
     "features",
+    "ranking",
 ]
 BENCH_STAGES: tuple[BenchStage, ...] = get_args(BenchStage)

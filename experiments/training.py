@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,12 +117,15 @@ def train_once(
         at.mkdir(parents=True)
         began = time.monotonic()
         with limited_threads(config.threads):
-            model = new_model(variant, config).fit(
+            model = new_model(variant, config)
+            options = {"checkpoints": kept} if isinstance(model, TowerRanker) else {}
+            model.fit(
                 parts.train,
                 parts.validation,
                 vectors,
                 seed=config.seed + 1000 * seed,
                 progress=progress,
+                **options,
             )
             seconds = time.monotonic() - began
             held_out = {"validation": parts.validation, "test": parts.test}
@@ -143,7 +147,9 @@ def train_once(
             },
         )
 
+    kept = folder.path / "checkpoints" / f"{variant.name}-seed{seed}"
     folder.once(trained_at(variant, seed), fit)
+    shutil.rmtree(kept, ignore_errors=True)
     return read_trained(variant, seed, folder.path)
 
 

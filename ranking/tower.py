@@ -24,13 +24,19 @@ from ranking.attention import history_columns, history_rows
 from ranking.checkpoint import published_folder, read_verified, write_manifest
 from ranking.contract import InputSignature, Progress, check_examples, check_fit_inputs
 from ranking.entire_space import log_p_click_and_buy, outcomes
+from ranking.fit_job import FitJob
+from ranking.fit_leader import current_leader
+from ranking.fused_tables import FusedTables, TableGroup
 from ranking.inputs import ExampleTensors, FrozenVectors, slices
 from ranking.model import ClickNetwork
 from ranking.network import build_network
 from ranking.position import POSITION_COLUMN, position_column
+from ranking.sample_weights import sample_weights
 from ranking.semantic_ids import ResidualCodebook, with_semantic_ids
 from ranking.tower_config import TowerConfig
-from ranking.train import SCORING_BATCH, Check, predict_network, train_network, use_bf16
+from ranking.train import SCORING_BATCH, Check, predict_network, train_network
+from ranking.train_config import refuse_alone_only, use_bf16
+from ranking.training_checkpoints import kept_in
 
 # Enough rows for a mean and a deviation to three digits, few enough to cost nothing.
 _STATISTICS_ROWS = 65_536
@@ -71,38 +77,79 @@ class TowerRanker:
         *,
         seed: int,
         progress: Progress | None = None,
+        checkpoints: Path | None = None,
     ) -> Self:
         """Learn from ``train`` until the log loss on ``validation`` stops falling.
+
+        Args:
+            checkpoints: Folder that the state of the training is kept in, for a repeat of the same
+                fit to go on from after a kill; the caller removes it when the model is safe.
 
         Raises:
             ValueError: As ``ClickModel.fit``; or if a part of the network is asked for and what
                 it learns from (purchases, positions, the gated feature) is not there.
+        """
+        job, network, tables = self.begin_fit_(train, validation, vectors, seed=seed)
+        leader = current_leader()
+        # Dropout draws from torch's global generator; the caller's is kept.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if leader is None:
+                rows = job.tensors()
+                checks = train_network(
+                    network,
+                    tables,
+                    rows[0],
+                    job.outcome_N,
+                    rows[1],
+                    job.label_N,
+                    self.config,
+                    seed=seed,
+                    train_weight_N=sample_weights(train),
+                    progress=progress,
+                    checkpoints=None if checkpoints is None else kept_in(checkpoints, job),
+                )
+            else:
+                refuse_alone_only(self.config, weighted=train.weight_N is not None)
+                checks = leader.train(job, network, progress)
+        self.network_, self.checks_ = network.eval(), checks
+        self.precision_ = "bfloat16" if use_bf16(self.config.bf16) else "float32"
+        return self
+
+    def begin_fit_(
+        self, train: Examples, validation: Examples, vectors: Vectors | None, *, seed: int
+    ) -> tuple[FitJob, ClickNetwork, FusedTables | TableGroup | None]:
+        """Check the inputs, learn what is counted and not trained, and draw the first weights.
+
+        Returns:
+            What decides the fit, the network as it begins, and its id tables.
+
+        Raises:
+            ValueError: As ``fit``.
         """
         config, vectors = self.config, self._needed(vectors)
         signature = check_fit_inputs(train, validation, vectors)
         assert train.label_N is not None and validation.label_N is not None
         outcome_N = outcomes(train) if config.entire_space else train.label_N
         self._fit_integers(train, vectors, signature, seed)
-        frozen = None if vectors is None else FrozenVectors(vectors)
-        # Initial weights and dropout draw from torch's global generator; the caller's is kept.
+        # First weights draw from torch's global generator; the caller's is kept.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network, tables = build_network(config, signature, self.history_rows_)
             self._initialise_(network, signature, train, vectors)
-            checks = train_network(
-                network,
-                tables,
-                ExampleTensors(self._with_integers(train, vectors), frozen),
-                np.asarray(outcome_N, np.float32),
-                ExampleTensors(self._with_integers(validation, vectors), frozen),
-                np.asarray(validation.label_N, np.float32),
-                config,
-                seed=seed,
-                progress=progress,
-            )
-        self.network_, self.signature_, self.checks_ = network.eval(), signature, checks
-        self.precision_ = "bfloat16" if use_bf16(config.bf16) else "float32"
-        return self
+        self.signature_ = signature
+        job = FitJob(
+            config=config,
+            signature=signature,
+            history_rows=self.history_rows_,
+            seed=seed,
+            train=self._with_integers(train, vectors),
+            outcome_N=np.asarray(outcome_N, np.float32),
+            validation=self._with_integers(validation, vectors),
+            label_N=np.asarray(validation.label_N, np.float32),
+            vectors=vectors,
+        )
+        return job, network, tables
 
     def predict_proba(self, examples: Examples, vectors: Vectors | None) -> NDArray[np.float64]:
         """Return P(click) of every row, shape (N,).

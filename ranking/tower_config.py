@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ranking.train_config import TrainConfig
 
@@ -63,6 +63,15 @@ class TowerConfig(TrainConfig):
     """Whether purchases are learned together with clicks (ESMM)."""
     purchase_mlp: tuple[int, ...] = (64,)
     """Widths of the tower of purchases given a click."""
+
+    @model_validator(mode="after")
+    def _clicks_alone_are_sampled(self) -> Self:
+        if self.entire_space and self.negative_rate < 1:
+            raise ValueError(
+                f"negative_rate={self.negative_rate} with entire_space=True: purchases are learned "
+                "over all impressions, so none may be left out; set negative_rate=1"
+            )
+        return self
 
     @property
     def needs_vectors(self) -> bool:

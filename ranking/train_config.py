@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TrainConfig(BaseModel):
@@ -46,6 +46,39 @@ class TrainConfig(BaseModel):
     those left out, so scores need no correction."""
     bf16: Literal["auto", "on", "off"] = "auto"
     """Whether dense layers compute in bfloat16; "auto" asks the processor."""
+
+    @model_validator(mode="after")
+    def _patient_enough(self) -> Self:
+        if self.large_tables == "draw_again" and self.patience < self.checks_per_epoch:
+            raise ValueError(
+                f"large_tables='draw_again' with patience={self.patience}: tables that begin anew "
+                f"are worse for most of an epoch; patience must be at least checks_per_epoch="
+                f"{self.checks_per_epoch}"
+            )
+        return self
+
+
+def refuse_alone_only(config: TrainConfig, *, weighted: bool) -> None:
+    """Refuse what a training spread over ranks does not do.
+
+    Raises:
+        ValueError: If a setting differs from its default that only one process follows, or rows
+            have weights.
+    """
+    defaults = TrainConfig()
+    alone = ("warm_up_steps", "ema_decay", "negative_rate", "large_tables")
+    wrong = [
+        f"{name}={getattr(config, name)!r}"
+        for name in alone
+        if getattr(config, name) != getattr(defaults, name)
+    ]
+    if weighted:
+        wrong.append("sample weights")
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)}: only a training in one process does that; leave it out or train "
+            "without torchrun"
+        )
 
 
 def use_bf16(choice: Literal["auto", "on", "off"]) -> bool:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from embeddings.training_state import read_state, write_state_
 from features.examples import Examples
+from ranking.fit_job import FitJob
 
 # A state of large tables takes seconds to write; training goes on at least so many times as long.
 _SHARE_OF_TIME = 20.0
@@ -104,6 +106,21 @@ class Checkpoints:
     def remove_(self) -> None:
         """Remove the state, once what the training made is safe."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kept_in(folder: Path, job: FitJob) -> Checkpoints:
+    """Return the checkpoints of a fit, known again by its settings, seed, features and rows."""
+    vectors = "none" if job.vectors is None else job.vectors.fingerprint
+    identity = {
+        **{f"setting {name}": value for name, value in job.config.model_dump(mode="json").items()},
+        "features": list(job.signature.sparse_names) + list(job.signature.dense_names),
+        "seed": job.seed,
+        "threads": torch.get_num_threads(),
+        "training rows": rows_checksum(job.train),
+        "validation rows": rows_checksum(job.validation),
+        "vectors": vectors,
+    }
+    return Checkpoints(folder, identity)
 
 
 def rows_checksum(examples: Examples) -> int:
