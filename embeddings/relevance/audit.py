@@ -25,7 +25,7 @@ from embeddings.relevance.agreement import (
 
 KEY = ["query_id", "product_id"]
 PROBABILITIES = ["p0", "p1", "p2"]
-RESAMPLES = 500
+RESAMPLES = 300
 CONFIDENCE = 0.95
 
 

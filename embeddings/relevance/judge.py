@@ -116,7 +116,7 @@ class Judge:
             there is nothing to read: label, probabilities and rating are null then.
 
         Raises:
-            ValueError: If a pair names an unknown query or product.
+            ValueError: If there is no pair, or one names an unknown query or product.
         """
         texts = pair_texts(products, queries, pairs, self.record.config.text_columns)
         p_NK, rating_N = self._judge(texts)

@@ -18,6 +18,8 @@ from scipy.special import log_softmax, softmax
 from embeddings.relevance.agreement import CLASSES, weighted_kappa
 
 TEMPERATURES = (0.05, 20.0)
+MIN_PAIRS = 30
+"""Fewer pairs say too little to fit three numbers by."""
 CANDIDATES = 48
 """Cuts that are tried, evenly spread over the pairs by their expected label."""
 
@@ -32,7 +34,7 @@ class Calibration(BaseModel):
     cuts: tuple[float, float] = (0.5, 1.5)
     """Expected labels from which on a pair is labelled 1, and 2."""
     pairs: int = 0
-    """Pairs it was fitted on; at 0 the other fields are what they are before any fit."""
+    """Pairs it was fitted on; 0 where there were too few, and the other fields change nothing."""
 
     def probabilities(self, logit_NK: NDArray[np.floating]) -> NDArray[np.float32]:
         """Chances of the classes, (N, K)."""
@@ -56,12 +58,12 @@ def calibrate(logit_NK: NDArray[np.floating], target_NK: NDArray[np.floating]) -
         target_NK: What people said: chances of the classes.
 
     Returns:
-        The calibration; the one that changes nothing where there is no pair.
+        The calibration; the one that changes nothing below ``MIN_PAIRS`` pairs.
 
     Source:
         Guo et al. 2017, arXiv:1706.04599, for the temperature.
     """
-    if not len(logit_NK):
+    if len(logit_NK) < MIN_PAIRS:
         return Calibration()
 
     def loss(log_temperature: float) -> float:

@@ -52,8 +52,11 @@ def pair_texts(
         columns: Text columns of the products, in order; those that are there are joined.
 
     Raises:
-        ValueError: If a pair names an unknown query or product, or no text column is there.
+        ValueError: If there is no pair, a pair names an unknown query or product, or no text column
+            is there.
     """
+    if not len(pairs):
+        raise ValueError("the table of pairs has no row; there is nothing to read")
     query_ids, query_N = _distinct(pairs["query_id"])
     product_ids, product_N = _distinct(pairs["product_id"])
     query_row_Q = _rows(query_ids, queries["query_id"], "query_id", "queries", pairs)
