@@ -69,6 +69,7 @@ def test_what_may_have_been_billed_counts_and_is_found_again(tmp_path, settle, c
         assert ledger.committed == pytest.approx(cost)
     with AnswerCache(path) as cache:
         assert Ledger(cache, PRICES, None).committed == pytest.approx(cost)
+        assert "begun" not in cache.totals()
 
 
 def test_a_call_that_could_pass_the_budget_is_not_begun(cache):
