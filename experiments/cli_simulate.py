@@ -45,7 +45,8 @@ def simulate(
         control_bundle: Exported bundle in place of a variant.
         treatment_bundle: The same for the treatment.
         data: Simulated dataset whose world is tested in; needed where both arms are bundles.
-        out: Folder of the registration and the result; by default RUN/ab/ARMS-SALT.
+        out: Folder of the registration and the result; by default RUN/ab/ARMS-SALT. Of a
+            self-test, the file for its record.
         overwrite: Discard an earlier experiment in that folder, its registration included.
         selftest: Run many A/A and A/B experiments instead and print how honest the figures are.
         experiments: How many of either kind.
@@ -53,7 +54,7 @@ def simulate(
         json: Also write the figures there, flat.
     """
     if selftest:
-        _self_test(experiments, seed, json)
+        _self_test(experiments, seed, out, json)
         return
     from experiments.simulation import simulate_arms
 
@@ -79,7 +80,8 @@ def simulate(
     write_figures(json, result.to_metrics())
 
 
-def _self_test(experiments: int, seed: int, json: Path | None) -> None:
+def _self_test(experiments: int, seed: int, out: Path | None, json: Path | None) -> None:
+    from experiments.records import write_bytes
     from experiments.self_test import run_self_test
 
     with new_progress().stage(f"{experiments} A/A and {experiments} A/B tests") as report:
@@ -90,6 +92,8 @@ def _self_test(experiments: int, seed: int, json: Path | None) -> None:
         )
     print_table(found.table())
     say(found.verdict())
+    if out is not None:
+        write_bytes(out, found.to_json().encode())
     write_figures(json, found.to_metrics())
 
 

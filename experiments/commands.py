@@ -20,7 +20,6 @@ from experiments.marketplace.world import make_world
 from experiments.pipeline import (
     Run,
     RunResult,
-    ab_between,
     describe_split,
     mean_over_seeds,
     offline_metrics,
@@ -29,6 +28,7 @@ from experiments.pipeline import run as run
 from experiments.progress import Progress, Silent
 from experiments.records import code_version, read_json, write_json, write_metrics
 from experiments.run_folder import RunFolder
+from experiments.simulate_config import SimulateConfig
 from experiments.tracking import Tracker, default_uri
 from experiments.variants import BASELINE, CONTROLS, REGISTRY, VectorSource, feasible_variants
 from experiments.vectors import VectorMaker, model_folder
@@ -191,8 +191,9 @@ def _train(config: RunConfig, progress: Progress | None) -> Trainings:
     line = Run(config, progress)
     validation = line.parts.validation
     metrics: dict[str, float] = {}
+    trained_by_name = line.train_all()
     for variant in line.variants:
-        trained = line.train(variant)
+        trained = trained_by_name[variant.name]
         p_click_N = np.mean([one.p_validation_N for one in trained], axis=0)
         assert validation.label_N is not None
         measures = click_metrics(validation.label_N, p_click_N, validation.user_N)
@@ -256,14 +257,17 @@ def compare(
 def simulate(
     run_folder: Path, ab: AbConfig | None = None, progress: Progress | None = None
 ) -> AbResult:
-    """Run a simulated A/B test between two variants of a run.
+    """Run a simulated A/B test between two variants of a run, and write it to ``RUN/ab``.
+
+    ``simulation.simulate_arms`` takes arms from elsewhere too.
 
     Raises:
         ValueError: If a variant was not trained, or the data does not know its truth.
     """
-    line, ab = Run.reopen(run_folder, progress), ab or AbConfig()
-    control, treatment = _trained(line, ab.control), _trained(line, ab.treatment)
-    return ab_between(line, control, treatment, ab)
+    from experiments.simulation import simulate_arms
+
+    config = SimulateConfig.model_validate((ab or AbConfig()).model_dump())
+    return simulate_arms(config, run_folder=run_folder, progress=progress)[0]
 
 
 def export(

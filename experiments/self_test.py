@@ -8,8 +8,10 @@ Shape letters: E experiments.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,8 @@ from experiments.self_test_market import (
 ALPHA = 0.05
 FALSE_POSITIVES = (0.035, 0.065)
 COVERAGE = (0.935, 0.965)
+STORED = Path(__file__).with_name("self_test.json")
+"""What ``adtower simulate --selftest --out`` wrote for this version, with 2,000 experiments."""
 CUPED_METRIC = "ctr"
 """Its past foretells it most, in the markets of the self-test."""
 
@@ -88,6 +92,22 @@ class SelfTest:
         }
         useful = self.metrics[CUPED_METRIC].cuped_variance_reduction
         return out | {"cuped.variance_reduction": useful, "experiments": float(self.experiments)}
+
+    def to_json(self) -> str:
+        """Return the figures as JSON; ``from_json`` gives back an equal record."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> SelfTest:
+        """Read what ``to_json`` wrote."""
+        data = json.loads(text)
+        metrics = {name: MetricHonesty(**figures) for name, figures in data["metrics"].items()}
+        return cls(experiments=data["experiments"], metrics=metrics)
+
+    @classmethod
+    def stored(cls) -> SelfTest:
+        """Return the figures that come with this version, for reports."""
+        return cls.from_json(STORED.read_text(encoding="utf-8"))
 
     def failures(self) -> list[str]:
         """Return what is outside its limits, in words; empty if the test is honest."""

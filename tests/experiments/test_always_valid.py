@@ -67,6 +67,20 @@ def test_looks_end_with_the_lift_of_the_whole_experiment_and_flip_with_the_arms(
     assert [a.p_value for a in looks] == [b.p_value for b in swapped]
 
 
+def test_evidence_once_found_stays_found():
+    """The p-value of a look is the smallest so far, however the lift falls back afterwards."""
+    shown_U, treated_U = np.full(400, 50.0), np.arange(400) % 2 == 0
+    strong_U = np.where(treated_U, 12.0, 8.0) + np.tile([0, 0, 1, 1], 100)
+    back_U = np.full(400, 20.0) + np.tile([0, 0, 1, 1], 100)
+    looks = take_looks(
+        np.stack([strong_U, back_U]), np.stack([shown_U, 2 * shown_U]), treated_U,
+        planned_error=0.01,
+    )  # fmt: skip
+    assert looks[0].p_value < 1e-6
+    assert looks[1].p_value == looks[0].p_value
+    assert looks[1].low < 0 < looks[1].high
+
+
 def test_errors_that_are_none_are_refused():
     with pytest.raises(ValueError, match="planned_error is 0"):
         always_valid_margin(0.1, 0.0)

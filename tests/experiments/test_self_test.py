@@ -41,6 +41,10 @@ def test_figures_are_named_by_metric(small):
     json.dumps(figures, allow_nan=False)
 
 
+def test_a_record_survives_its_file(small):
+    assert SelfTest.from_json(small.to_json()) == small
+
+
 def test_a_dishonest_figure_is_named():
     honest = dict.fromkeys(
         ("false_positive_rate", "cuped_false_positive_rate", "sequential_false_positive_rate"), 0.04
