@@ -1,5 +1,6 @@
 """The judge learns, labels, comes back from disk and from a kill as it was, and refuses."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -168,8 +169,20 @@ def test_temperature_undoes_overconfidence():
     drawn_N = (p_NK.cumsum(1) < rng.random((len(p_NK), 1))).sum(1)
     found = calibrate(3 * logit_NK, np.eye(3)[drawn_N])
     assert found.temperature == pytest.approx(3, rel=0.05)
+    np.testing.assert_allclose(found.probabilities(3 * logit_NK), p_NK, atol=0.02)
     few = slice(0, 29)
     assert calibrate(3 * logit_NK[few], np.eye(3)[drawn_N][few]) == Calibration()
+
+
+def test_a_judge_is_calibrated_by_queries_it_did_not_learn_from(judge, queries, split):
+    text_of = dict(queries.select("query_id", "query").iter_rows())
+    tenths = [
+        int(hashlib.md5(text_of[key].encode()).hexdigest(), 16) % 10 for key in split[0]["query_id"]
+    ]
+    assert judge[0].record.calibration.pairs == tenths.count(2) > 0
+    assert not {0, 1} & set(tenths)
+    # Each of two epochs takes the other pairs once, by sixteen.
+    assert len(judge[0].record.history["loss"]) == 2 * ((len(tenths) - tenths.count(2)) // 16)
 
 
 def test_cuts_are_found_where_the_classes_part():
