@@ -31,7 +31,7 @@ def features_build(
         data: A dataset: a folder (or fsspec URI) with a dataset.toml.
         out: Folder for the arrays of train, validation and test, the fitted features and the
             manifest.
-        partitions: Parts that users are dealt into; by default some 700,000 rows each.
+        partitions: Parts that users are dealt into; by default some 500,000 rows each.
         workers: local:N for N processes here; ray or ray:N for Ray Data (extra `ray`).
         seed: Of the order of the training rows.
         min_count: Training rows in which a value must appear to get a row of its own.

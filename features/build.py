@@ -51,7 +51,7 @@ from features.pipeline import FeaturePipeline
 from features.split import EPOCH
 from features.target_rates import with_parents
 
-UNIT_ROWS, PARTITION_ROWS, BLOCK_ROWS = 500_000, 700_000, 1_000_000
+UNIT_ROWS, PARTITION_ROWS, BLOCK_ROWS = 500_000, 500_000, 1_000_000
 """Rows read, transformed and merged at once: what bounds the memory."""
 
 SAMPLE_ROWS = 200_000
@@ -81,7 +81,7 @@ def build_features(
     Args:
         data: A dataset folder with impressions.
         out: Where the arrays, the fitted pipeline (``features/``) and the manifest go.
-        partitions: Parts that users are dealt into; by default some 700,000 rows each. Changes
+        partitions: Parts that users are dealt into; by default some 500,000 rows each. Changes
             memory and time, never a byte of the result.
         workers: See ``Workers``.
         seed: Of the order of the training rows.

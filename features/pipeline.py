@@ -292,7 +292,7 @@ class FeaturePipeline:
         if self._derived_dense:
             derived = {name: dense.to_dict() for name, dense in self._derived_dense.items()}
             transforms["derived"] = derived
-        text = json.dumps(transforms, ensure_ascii=False, indent=1)
+        text = json.dumps(transforms, ensure_ascii=False)
         (folder / TRANSFORMS_FILE).write_text(text, encoding="utf-8")
         for table, ids in (("products", self.product_ids_), ("queries", self.query_ids_)):
             columns = self._side_tables[table]

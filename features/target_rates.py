@@ -141,7 +141,7 @@ class TargetRates:
     def save_(self, folder: Path) -> None:
         """Write the counts, one parquet file a key of ``tables``."""
         for place, key in enumerate(self.tables):
-            self.counts_[key].counts.write_parquet(folder / COUNTS_FILE.format(place=place))
+            self.counts_[key].to_frame().write_parquet(folder / COUNTS_FILE.format(place=place))
 
     @classmethod
     def load(cls, names: FeatureNames, folder: Path) -> Self:

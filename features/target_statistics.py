@@ -143,7 +143,6 @@ class CountsOverTime:
     """
 
     def __init__(self, counts: pl.DataFrame) -> None:
-        self.counts = counts
         self.outcome_names = tuple(counts.columns[3:])
         key_E = counts["key"].to_numpy()
         bucket_E = counts["bucket"].to_numpy()
@@ -155,10 +154,14 @@ class CountsOverTime:
         rank_E = np.searchsorted(self._buckets, bucket_E)
         self._place_E = self._place(np.cumsum(first_E) - 1, rank_E)
         # Sums up to each entry over all keys; the difference of two is a sum within one key.
-        self._sums = {
-            name: np.concatenate([[0], np.cumsum(counts[name].to_numpy())])
-            for name in (SHOWN, *self.outcome_names)
-        }
+        self._sums = {name: _running_sum(counts[name]) for name in (SHOWN, *self.outcome_names)}
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return the counts that were given (sums of fractions to rounding)."""
+        key_E = np.repeat(self._key_V, np.diff(self._start_V))
+        rank_E = self._place_E % (len(self._buckets) + 1)
+        columns = {name: _wide(np.diff(sums)) for name, sums in self._sums.items()}
+        return pl.DataFrame({"key": key_E, "bucket": self._buckets[rank_E], **columns})
 
     def before(self, key_N: NDArray[np.uint64], bucket_N: NDArray[np.int64]) -> dict[str, NDArray]:
         """Return ``shown`` and the outcomes' sums of each key in strictly earlier buckets.
@@ -168,7 +171,7 @@ class CountsOverTime:
             bucket_N: Buckets, shape (N,); one after all that were counted gets the totals.
         """
         if not len(self._key_V):
-            return {name: np.zeros(len(key_N), sums.dtype) for name, sums in self._sums.items()}
+            return {name: np.zeros(len(key_N), np.int64) for name in self._sums}
         # In the order of the keys the searches walk through memory instead of jumping in it.
         order_N = np.argsort(key_N) if len(key_N) > 1 else np.zeros(len(key_N), np.int64)
         sorted_N = key_N[order_N]
@@ -179,14 +182,26 @@ class CountsOverTime:
         start_N = self._start_V[found_N]
         out = {}
         for name, sums in self._sums.items():
-            value_N = np.empty(len(key_N), sums.dtype)
-            value_N[order_N] = np.where(known_N, sums[end_N] - sums[start_N], 0)
-            out[name] = value_N
+            sorted_value_N = np.where(known_N, sums[end_N] - sums[start_N], 0)
+            value_N = np.empty_like(sorted_value_N)
+            value_N[order_N] = sorted_value_N
+            out[name] = _wide(value_N)
         return out
 
     def _place(self, key: NDArray[np.int64], rank: NDArray[np.int64]) -> NDArray[np.int64]:
         """One sortable number for (place of the key, rank of the bucket)."""
         return key * (len(self._buckets) + 1) + rank
+
+
+def _running_sum(values: pl.Series) -> NDArray:
+    """0 and the sums up to each value; in 32 bits where whole numbers fit, to spare memory."""
+    sums = np.concatenate([[0], np.cumsum(values.to_numpy())])
+    small = values.dtype.is_integer() and sums[-1] < 2**31
+    return sums.astype(np.int32) if small else sums
+
+
+def _wide(values: NDArray) -> NDArray:
+    return values.astype(np.int64) if values.dtype == np.int32 else values
 
 
 def _added_up(rows: pl.DataFrame, outcomes: tuple[str, ...]) -> pl.DataFrame:

@@ -102,6 +102,16 @@ def test_after_the_end_all_that_was_counted_is_seen():
     assert empty.before(key_N, np.zeros(3, np.int64))["shown"].tolist() == [0, 0, 0]
 
 
+def test_a_table_gives_back_the_counts_it_was_made_of():
+    key_N = hash_values(pl.Series(["a", "a", "b", None]))
+    outcomes = {"clicks": np.array([1, 0, 1, 1]), "expected": np.array([0.5, 0.25, 0.0, 1.0])}
+    counts = count_by_bucket(key_N, np.array([4, -9, 4, 4]), outcomes)
+    assert CountsOverTime(counts).to_frame().equals(counts)
+    assert len(counts) == 3, "a row without a key is not counted"
+    large = counts.with_columns(pl.col("clicks") * 2**40)
+    assert CountsOverTime(large).to_frame().equals(large)
+
+
 def test_expected_clicks_are_summed_as_numbers():
     key = pl.Series(["a"] * 3)
     counts = earlier_counts(key, np.arange(3), {"expected": np.array([0.5, 0.25, 9.0])})
