@@ -28,6 +28,7 @@ from embeddings.precision import Precision, choose_precision
 from embeddings.pretrained import read_text_shape
 from embeddings.relevance.judge_calibration import Calibration, calibrate
 from embeddings.relevance.judge_data import (
+    LabelledPairs,
     for_calibration,
     human_pairs,
     labelled_pairs,
@@ -231,14 +232,7 @@ def train_judge(
     lexical = LexicalFeatures.fit(catalogue)
     dense_NC = torch.from_numpy(lexical.compute(*texts.parts()))
     data = labelled_pairs(human, _tokens(tokenizer, texts, config), dense_NC)
-    readable_N, held_N = torch.from_numpy(texts.readable_N), for_calibration(texts)
-    learned = data.take((readable_N & ~held_N).nonzero()[:, 0])
-    held = data.take((readable_N & held_N).nonzero()[:, 0])
-    if not len(learned.tokens):
-        raise ValueError(
-            f"none of the {len(human)} labelled pairs can be learned from: their queries or "
-            "products have no text, or all of their queries calibrate"
-        )
+    learned, held = _learned_and_held(data, texts)
     network = JudgeNetwork(shape, len(COLUMNS), config.hidden)
     start_network_(network, weights, torch.Generator().manual_seed(seed))
     network.set_scale_(learned.dense_NC)
@@ -265,6 +259,18 @@ def train_judge(
     return judge
 
 
+def _learned_and_held(data: LabelledPairs, texts: PairTexts) -> tuple[LabelledPairs, LabelledPairs]:
+    """The pairs to learn from, and those that calibrate; without the ones that lack a text."""
+    readable_N, held_N = torch.from_numpy(texts.readable_N), for_calibration(texts)
+    learned_N = readable_N & ~held_N
+    if not bool(learned_N.any()):
+        raise ValueError(
+            f"none of the {len(held_N)} labelled pairs can be learned from: {int(held_N.sum())} "
+            f"are of queries that calibrate, {int((~readable_N).sum())} have no text on one side"
+        )
+    return data.take(learned_N.nonzero()[:, 0]), data.take((readable_N & held_N).nonzero()[:, 0])
+
+
 def _tokens(tokenizer: Tokenizer, texts: PairTexts, config: JudgeConfig) -> PairTokens:
     return pair_tokens(
         tokenizer,
@@ -277,6 +283,8 @@ def _tokens(tokenizer: Tokenizer, texts: PairTexts, config: JudgeConfig) -> Pair
 def _finished(folder: Path | None, run: dict[str, Any], device: str | torch.device) -> Judge | None:
     """The judge in a folder if the very same run made it, None if there is nothing."""
     record = None if folder is None else checkpoint.read_record(folder, LAYOUT)
+    if folder is not None and record is None and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and holds no judge; name another folder")
     if folder is None or record is None:
         return None
     wanted = json.loads(json.dumps(run))

@@ -218,6 +218,17 @@ def test_what_cannot_be_learned_from_is_refused(products, queries, split, judge_
         train_judge(products.tail(40), queries, train, judge_config, seed=0)
 
 
+def test_a_folder_of_something_else_and_pairs_without_text_are_refused_before_training(
+    products, queries, split, judge_config, tmp_path
+):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no judge"):
+        train_judge(products, queries, split[0], judge_config, seed=0, out=tmp_path)
+    blank = products.with_columns(title=pl.lit(None, pl.String))
+    with pytest.raises(ValueError, match="have no text on one side"):
+        train_judge(blank, queries, split[0], judge_config, seed=0)
+
+
 def test_pairs_with_unknown_ids_are_refused(judge, products, queries):
     pairs = pl.DataFrame({"query_id": ["q0", "nobody"], "product_id": ["p0", "p0"]})
     with pytest.raises(ValueError, match="pair 1 names query_id 'nobody'"):
