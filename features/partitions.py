@@ -108,6 +108,7 @@ def _run_by_ray(
     def call(row: dict[str, Any]) -> dict[str, Any]:
         return {"place": row["place"], "result": json.dumps(function(*json.loads(row["task"])))}
 
+    ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"place": place, "task": json.dumps(list(task))} for place, task in enumerate(tasks)]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(call).take_all()
     for row in sorted(done, key=lambda row: row["place"]):

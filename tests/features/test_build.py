@@ -105,6 +105,7 @@ def test_processes_give_the_same_bytes(tmp_path, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_ray_data_gives_the_same_bytes(tmp_path, folder):
     ray = pytest.importorskip("ray")
     here = build_features(folder, tmp_path / "here", partitions=2, workers="local:1")
