@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.lift import log_ratio
-
 LOOKS = 19
 
 
@@ -27,6 +25,8 @@ class Look:
     share: float
     """Of the planned requests served so far."""
     lift: float
+    error: float
+    """Standard error of log(1 + lift), for a usual interval beside the always-valid one."""
     low: float
     """Lower end of the always-valid interval."""
     high: float
@@ -91,17 +91,19 @@ def take_looks(
     Returns:
         The looks at which both arms had a ratio; early ones may be left out.
     """
+    log_c, variance_c = _log_ratios(numerator_LU[:, ~treated_U], denominator_LU[:, ~treated_U])
+    log_t, variance_t = _log_ratios(numerator_LU[:, treated_U], denominator_LU[:, treated_U])
+    effect_L, error_L = log_t - log_c, np.sqrt(variance_t + variance_c)
     looks, smallest = [], 1.0
-    for row in range(len(numerator_LU)):
-        effect, error = _compare(numerator_LU[row], denominator_LU[row], treated_U)
-        if not error > 0:
-            continue
+    for row in np.flatnonzero(error_L > 0):
+        effect, error = float(effect_L[row]), float(error_L[row])
         margin = always_valid_margin(error, planned_error, alpha=alpha)
         smallest = min(smallest, always_valid_p_value(effect, error, planned_error, alpha=alpha))
         looks.append(
             Look(
-                share=(row + 1) / len(numerator_LU),
+                share=float(row + 1) / len(numerator_LU),
                 lift=math.expm1(effect),
+                error=error,
                 low=math.expm1(effect - margin),
                 high=math.expm1(effect + margin),
                 p_value=smallest,
@@ -110,18 +112,18 @@ def take_looks(
     return tuple(looks)
 
 
-def _compare(
-    numerator_U: NDArray[np.float64], denominator_U: NDArray[np.float64], treated_U: NDArray
-) -> tuple[float, float]:
-    """Log lift and its error over the users seen so far; the error is 0 where there is none."""
-    seen_U = denominator_U > 0
-    arms = []
-    for mask_U in (seen_U & ~treated_U, seen_U & treated_U):
-        if mask_U.sum() < 2 or not numerator_U[mask_U].sum() > 0:
-            return 0.0, 0.0
-        arms.append(log_ratio(numerator_U[mask_U], denominator_U[mask_U], "a look"))
-    (log_c, variance_c), (log_t, variance_t) = arms
-    return log_t - log_c, math.sqrt(variance_t + variance_c)
+def _log_ratios(
+    numerator_LU: NDArray[np.float64], denominator_LU: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``lift.log_ratio`` at every look at once; NaN where an arm has no ratio yet."""
+    users = denominator_LU.shape[1]
+    mean_y, mean_x = numerator_LU.mean(axis=1), denominator_LU.mean(axis=1)
+    defined_L = (mean_y > 0) & ((denominator_LU > 0).sum(axis=1) > 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms_LU = numerator_LU / mean_y[:, None] - denominator_LU / mean_x[:, None]
+        log_L = np.where(defined_L, np.log(mean_y / mean_x), np.nan)
+        variance_L = np.where(defined_L, terms_LU.var(axis=1, ddof=1) / users, np.nan)
+    return log_L, variance_L
 
 
 def _mixture_variance(planned_error: float, alpha: float) -> float:

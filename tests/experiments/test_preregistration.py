@@ -89,9 +89,9 @@ def test_the_registered_figure_decides_and_no_other():
 
 def test_the_first_look_that_excludes_zero_decides_a_sequential_test():
     rule = RULE.model_copy(update={"test": "always_valid", "looks": 2})
-    none = Look(share=0.5, lift=0.1, low=-0.1, high=0.3, p_value=0.5)
-    worse = Look(share=0.7, lift=-0.1, low=-0.2, high=-0.05, p_value=0.01)
-    better = Look(share=1.0, lift=0.1, low=0.05, high=0.2, p_value=0.01)
+    none = Look(share=0.5, lift=0.1, error=0.1, low=-0.1, high=0.3, p_value=0.5)
+    worse = Look(share=0.7, lift=-0.1, error=0.1, low=-0.2, high=-0.05, p_value=0.01)
+    better = Look(share=1.0, lift=0.1, error=0.1, low=0.05, high=0.2, p_value=0.01)
     assert result(rule, looks={"ctr": (none, worse, better)}).decision == "do not ship"
     assert result(rule, looks={"ctr": (none, better)}).decision == "ship"
     assert result(rule, looks={"ctr": (none,)}).decision == "undecided"
