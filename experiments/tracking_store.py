@@ -43,8 +43,9 @@ def import_mlflow() -> Any:
     """Import MLflow so that it neither calls home nor unpickles; both are its defaults."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    # It would announce the creation of its tables in the middle of a progress bar.
+    # It would announce its tables and its pages in the middle of a progress bar.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A server that does not answer would hold training up for minutes.
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)

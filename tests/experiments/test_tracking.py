@@ -1,7 +1,12 @@
 import json
 import math
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -299,3 +304,58 @@ def test_an_empty_uri_and_a_missing_artifact_are_refused(uri, tmp_path):
         pytest.raises(FileNotFoundError, match=r"none\.html"),
     ):
         tracker.log_artifacts([tmp_path / "none.html"])
+
+
+def _serve(folder, port):
+    """Start a tracking server and wait until it answers."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", default_uri(folder)]
+    command += ["--artifacts-destination", str(folder / "files")]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("a") as log:
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return server
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError((folder / "server.log").read_text())
+
+
+def _stop(server):
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_server_that_dies_and_comes_back_has_missed_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server, folder = _serve(tmp_path, port), tmp_path / "run"
+    address = f"http://127.0.0.1:{port}"
+    try:
+        with Tracker(address, run_name="x", run_folder=folder, required=True) as tracker:
+            tracker.log_curve("loss", {1: 0.5})
+            _stop(server)
+            tracker.required = False
+            with pytest.warns(TrackingUnavailable, match=address):
+                tracker.log_curve("loss", {2: 0.4})
+            tracker.begin_variant("dashclip").log_metrics({"auc": 0.7})
+            server = _serve(tmp_path, port)
+            tracker.log_curve("loss", {3: 0.3})
+            run_id = tracker.run_id_
+        store = client(address)
+        assert [m.value for m in store.get_metric_history(run_id, "loss")] == [0.5, 0.4, 0.3]
+        child = store.get_run(json.loads((folder / "tracking" / "state.json").read_text())
+                              ["runs"]["dashclip"])  # fmt: skip
+        assert (child.info.status, child.data.metrics) == ("FINISHED", {"auc": 0.7})
+    finally:
+        _stop(server)
