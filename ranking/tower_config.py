@@ -60,7 +60,8 @@ class TowerConfig(TrainConfig):
     position_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of training rows whose position the shallow tower does not see."""
     entire_space: bool = False
-    """Whether purchases are learned together with clicks (ESMM)."""
+    """Whether purchases are learned together with clicks (ESMM). The clicks alone decide when
+    training stops."""
     purchase_mlp: tuple[int, ...] = (64,)
     """Widths of the tower of purchases given a click."""
 
