@@ -6,10 +6,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from experiments.cli_data import data_fit_market, data_make
 from experiments.marketplace.fit_market import fit_market
 from experiments.marketplace.market_file import read_market, with_market
 from experiments.marketplace.parameters import WorldParameters
 from experiments.marketplace.position_curve import fit_position_curve
+from experiments.marketplace.world import World
 
 LOOK_S = np.array([1.0, 0.6, 0.35, 0.2])
 
@@ -95,6 +97,21 @@ def test_a_fitted_market_makes_worlds_and_says_what_it_saw(tmp_path):
     assert with_market(WorldParameters(), None) == WorldParameters()
     with pytest.raises(ValueError, match="exists already; nothing was written"):
         fitted.write_(file)
+
+
+def test_the_command_fits_prints_and_writes(tmp_path, capsys):
+    as_table(ranked_log(20_000)).write_parquet(tmp_path / "log.parquet")
+    out = tmp_path / "market.json"
+    data_fit_market(
+        tmp_path / "log.parquet", out, columns=COLUMNS, share=1.0, json=tmp_path / "figures.json"
+    )
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["examination.2"] == pytest.approx(LOOK_S[1], abs=0.06)
+    assert figures["click_rate.2"] < figures["click_rate.1"]
+    assert "looked at" in capsys.readouterr().out
+    data_make(tmp_path / "world", products=200, requests=50, market=out)
+    world = World.load(tmp_path / "world" / "truth")
+    assert world.parameters.examination[1] == pytest.approx(figures["examination.2"], abs=1e-6)
 
 
 def test_what_is_no_log_and_no_parameters_file_is_refused(tmp_path):
