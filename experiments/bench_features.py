@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.batches import Feed
+from features.batches import FeatureArrays, Feed
 from features.build import build_features
 from features.dataset import write_dataset
 from features.schema import SPEC_FILE, DatasetSpec, FeatureNames, TableFiles, write_spec
@@ -30,7 +30,7 @@ ROWS_A_USER, ROWS_A_REQUEST = 10, 4
 PRODUCTS, QUERIES, BRANDS, TAGS = 100_000, 100_000, 2_000, 500
 VECTOR_DIM = 64
 DAYS = 90
-BATCH_ROWS = 4096
+BATCH_ROWS, STEPS = 4096, 24
 
 FEATURES = FeatureNames(
     sparse=(
@@ -63,7 +63,8 @@ def bench_features(
     Returns:
         ``features.SIZE.seconds``, ``.rows_per_second``, ``.processor_seconds``,
         ``.peak_gigabytes`` (of all processes), ``.seconds.STEP``, ``.collision_share`` of users,
-        and ``.feed_us`` (a batch of 4,096 rows from the arrays) for every size, and
+        ``.feed_us`` (a batch of 4,096 rows from the arrays), ``.step_us`` (a training step of the
+        default network on it) and ``.feed_share`` of the two for every size, and
         ``features.growth_exponent``, the slope of log seconds over log rows from a million rows
         up: 1 is proportional.
     """
@@ -193,14 +194,47 @@ def measure_build(folder: Path, workers: str, vector_dim: int) -> dict[str, floa
     next(batches)
     began = time.perf_counter()
     read = sum(1 for _, _ in zip(range(200), batches, strict=False))
+    feed_us = (time.perf_counter() - began) / max(1, read) * 1e6
+    step_us = training_step_us(arrays)
     return {
         "seconds": seconds,
         "processor_seconds": processor,
         "peak_gigabytes": memory.peak_bytes / 1e9,
-        "feed_us": (time.perf_counter() - began) / max(1, read) * 1e6,
+        "feed_us": feed_us,
+        **({} if step_us is None else {"step_us": step_us, "feed_share": feed_us / step_us}),
         "collision_share": arrays.manifest["collision_share"]["user_id"],
         **{f"seconds.{step.replace(' ', '_')}": value for step, value in steps.items()},
     }
+
+
+def training_step_us(arrays: FeatureArrays) -> float | None:
+    """Return what a training step of the default network takes on these columns.
+
+    None where the training rows are too few for a time that means anything.
+    """
+    from ranking.tower import TowerRanker
+    from ranking.tower_config import TowerConfig
+
+    if arrays.rows("train") < STEPS * BATCH_ROWS:
+        return None
+    checks: list[tuple[float, int]] = []
+    TowerRanker(
+        TowerConfig(
+            use_vectors=False,
+            batch_size=BATCH_ROWS,
+            max_epochs=1,
+            checks_per_epoch=4,
+            patience=1000,
+        )
+    ).fit(
+        arrays.examples("train").take(slice(0, STEPS * BATCH_ROWS)),
+        arrays.examples("validation").take(slice(0, BATCH_ROWS)),
+        None,
+        seed=0,
+        progress=lambda step, total, text: checks.append((time.perf_counter(), step)),
+    )
+    (began, first), (ended, last) = checks[0], checks[-1]
+    return (ended - began) / (last - first) * 1e6
 
 
 class PeakMemory:
