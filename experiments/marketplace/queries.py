@@ -159,7 +159,9 @@ def _wants(types: list[int]) -> NDArray[np.int8]:
 
 
 def _misspell(text: str, rng: np.random.Generator) -> str:
-    """Exchange two neighbouring letters, or leave one out."""
+    """Exchange two neighbouring letters, or leave one out; the first one stays."""
+    if len(text) < 3:
+        return text
     at = int(rng.integers(1, len(text) - 1))
     if rng.random() < 0.5:
         return text[:at] + text[at + 1] + text[at] + text[at + 2 :]

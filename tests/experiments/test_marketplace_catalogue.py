@@ -12,7 +12,7 @@ from experiments.marketplace.catalogue import make_catalogue, product_table
 from experiments.marketplace.drawing import draw_product
 from experiments.marketplace.judgements import judge
 from experiments.marketplace.parameters import WorldParameters
-from experiments.marketplace.queries import make_queries, true_relevance
+from experiments.marketplace.queries import _misspell, make_queries, true_relevance
 from experiments.marketplace.shoppers import grocery_appeal, hashed_appeal
 
 PARAMETERS = WorldParameters()
@@ -235,3 +235,10 @@ def test_too_small_a_catalogue_is_refused():
 def test_parameters_that_cannot_work_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         WorldParameters(**change)
+
+
+def test_words_too_short_to_misspell_stay_as_they_are():
+    # "oj" is orange juice; now and then someone misspells a query.
+    rng = np.random.default_rng(0)
+    assert _misspell("oj", rng) == "oj"
+    assert {_misspell("ham", rng) for _ in range(40)} == {"hma", "hm"}
