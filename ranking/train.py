@@ -150,15 +150,16 @@ class Training:
         self.network.train()
         while self.step < len(batches) * config.max_epochs and not self.stopped:
             epoch, first = divmod(self.step, len(batches))
-            if epoch and self.tables is not None:
-                self._guard_large_tables_(self.tables, begins=first == 0)
+            anew = epoch > 0 and self._guard_large_tables_(begins=first == 0)
             order_N = self._order(label_N, epoch)
             for rows in batches[first:]:
                 row_B = order_N[rows]
                 weight_B = None if weight_N is None else weight_N[row_B]
                 self._step_(train.inputs.batch(row_B), label_N[row_B], weight_B)
                 if self.step % check_every == 0:
-                    self._check_(validation, self.step / len(batches))
+                    # Tables that began anew are behind until the epoch ends.
+                    counts = not anew or rows.stop + check_every * config.batch_size > rows_read
+                    self._check_(validation, self.step / len(batches), counts=counts)
                     if progress is not None:
                         at_most = len(batches) * config.max_epochs
                         progress(self.step, at_most, _in_words(self.checks[-1]))
@@ -242,7 +243,7 @@ class Training:
         loss.backward()
         self.dense.step_()
 
-    def _check_(self, validation: LabelledRows, epoch: float) -> None:
+    def _check_(self, validation: LabelledRows, epoch: float, *, counts: bool) -> None:
         self.dense.score_()
         p_click_N = predict_network(self.network, validation.inputs)
         self.dense.compute_()
@@ -256,6 +257,8 @@ class Training:
             )
         )
         self.losses.clear()
+        if not counts:
+            return
         decision = self.plateau.observe(self.checks[-1].validation_log_loss_nats)
         if decision == "better":
             self.best = self._weights_now()
@@ -281,13 +284,17 @@ class Training:
             for number, weight_VE in enumerate(self.tables.weights()):
                 weight_VE.copy_(self.best[f"table.{number}"])
 
-    def _guard_large_tables_(self, tables: FusedTables | TableGroup, *, begins: bool) -> None:
-        """Keep large tables from overfitting, from the second epoch on."""
-        rows = self.config.large_table_rows
-        if self.config.large_tables == "freeze":
-            tables.freeze(rows)
-        elif self.config.large_tables == "draw_again" and begins:
-            tables.draw_again(rows)
+    def _guard_large_tables_(self, *, begins: bool) -> bool:
+        """Keep large tables from overfitting in this epoch; return whether they begin it anew."""
+        tables, config = self.tables, self.config
+        if tables is None or config.large_tables == "train":
+            return False
+        if config.large_tables == "freeze":
+            tables.freeze(config.large_table_rows)
+            return False
+        if begins:
+            tables.draw_again(config.large_table_rows)
+        return any(len(weight_VE) >= config.large_table_rows for weight_VE in tables.weights())
 
     def _set_rates(self) -> None:
         warm_up = self.config.warm_up_steps

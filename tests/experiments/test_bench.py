@@ -17,7 +17,8 @@ from ranking.tower import TowerConfig
 @pytest.fixture(scope="module")
 def metrics():
     # What scores and serves an export has tests of its own.
-    stages = [stage for stage in BENCH_STAGES if stage not in ("export", "serve", "features", "ranking")]
+    apart = ("export", "serve", "features", "ranking")
+    stages = [stage for stage in BENCH_STAGES if stage not in apart]
     return run_bench(rows=2000, texts=4, products=8, stages=stages)
 
 

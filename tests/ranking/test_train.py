@@ -1,13 +1,22 @@
 """The training loop: when it drops the rate, when it stops, what it leaves behind."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from ranking.metrics import log_loss_nats
+from experiments.bench_data import criteo_shaped
+from ranking.contract import InputSignature
+from ranking.fused_tables import FusedTables
+from ranking.inputs import ExampleTensors
+from ranking.metrics import auc, log_loss_nats
 from ranking.model import ClickNetwork
+from ranking.network import build_network
+from ranking.plateau import Plateau
 from ranking.tower import TowerConfig, TowerRanker
-from ranking.train import use_bf16
+from ranking.train import train_network
+from ranking.train_config import use_bf16
 
 SMALL = {"batch_size": 100, "projected_dim": 8, "bf16": "off"}
 
@@ -49,8 +58,6 @@ def test_the_rate_drops_tenfold_on_a_plateau_and_training_stops_at_the_next(smal
 
 def test_a_drop_slows_the_tables_too(small_log, monkeypatch):
     rates = []
-    from ranking.fused_tables import FusedTables
-
     set_rate = FusedTables.set_learning_rate
     monkeypatch.setattr(
         FusedTables, "set_learning_rate", lambda self, rate: (rates.append(rate),
@@ -114,3 +121,136 @@ def test_bfloat16_is_chosen_by_the_processor(monkeypatch):
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TowerConfig(**wrong)
+
+
+def test_the_rates_rise_evenly_while_warming_up(small_log, monkeypatch):
+    rates = []
+    set_rate = FusedTables.set_learning_rate
+    monkeypatch.setattr(
+        FusedTables, "set_learning_rate", lambda self, rate: (rates.append(rate),
+                                                              set_rate(self, rate))[1]
+    )  # fmt: skip
+    fitted(small_log, sparse_lr=0.4, max_epochs=1, warm_up_steps=4)
+    # Once before the first step, then at each step of the warm-up.
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_an_average_of_the_weights_is_scored_and_kept(small_log):
+    plain = fitted(small_log, lr=0.02, max_epochs=2, patience=9)
+    averaged = fitted(small_log, lr=0.02, max_epochs=2, patience=9, ema_decay=0.99)
+    # The same steps are taken; only what is scored differs.
+    assert [c.train_log_loss_nats for c in averaged.checks_] == [
+        c.train_log_loss_nats for c in plain.checks_
+    ]
+    losses = [c.validation_log_loss_nats for c in averaged.checks_]
+    assert losses != [c.validation_log_loss_nats for c in plain.checks_]
+    assert validation_loss(averaged, small_log) == pytest.approx(min(losses), abs=1e-9)
+
+
+def tables_after(log, epochs, **options):
+    """Each feature's table after some epochs, whatever the validation rows say of them."""
+    steps = {"checks_per_epoch": 1, "patience": 99, "large_table_rows": 20, **options}
+    network = fitted(log, max_epochs=epochs, sparse_lr=0.5, **steps).network_
+    return [weight.detach().clone() for weight in network.production.tables.weights()]
+
+
+@pytest.fixture
+def last_check_is_best(monkeypatch):
+    monkeypatch.setattr(Plateau, "observe", lambda self, loss: "better")
+
+
+def test_frozen_large_tables_learn_one_epoch_and_small_ones_on(small_log, last_check_is_best):
+    sizes = small_log.train.vocabulary_sizes
+    assert max(sizes) >= 20 > min(sizes)
+    once, thrice = (tables_after(small_log, n, large_tables="freeze") for n in (1, 3))
+    for size, once_VE, thrice_VE in zip(sizes, once, thrice, strict=True):
+        assert torch.equal(once_VE, thrice_VE) == (size >= 20)
+
+
+def test_checks_count_at_the_end_of_an_epoch_that_began_anew(small_log, monkeypatch):
+    seen = []
+    observe = Plateau.observe
+    monkeypatch.setattr(
+        Plateau, "observe", lambda self, loss: (seen.append(loss), observe(self, loss))[1]
+    )
+    model = fitted(small_log, max_epochs=2, patience=99, large_table_rows=20)
+    losses = [check.validation_log_loss_nats for check in model.checks_]
+    assert seen == [*losses[:4], losses[7]]
+
+
+def test_large_tables_can_begin_anew_each_epoch(small_log, last_check_is_best):
+    anew = tables_after(small_log, 2, large_tables="draw_again")
+    on = tables_after(small_log, 2, large_tables="train")
+    for size, anew_VE, on_VE in zip(small_log.train.vocabulary_sizes, anew, on, strict=True):
+        if size >= 20:
+            assert anew_VE.norm() < on_VE.norm(), "one epoch's way instead of two"
+
+
+def test_a_large_table_overfits_in_its_second_epoch_unless_it_is_guarded():
+    # Most ids are seen a few times and say nothing: what a table learns of them is noise.
+    log = criteo_shaped(6000, table_rows=2000, seed=0)
+
+    def losses(guard):
+        config = TowerConfig(
+            **{**SMALL, "use_vectors": False, "max_epochs": 2, "checks_per_epoch": 1},
+            patience=9, large_table_rows=1000, large_tables=guard,
+        )  # fmt: skip
+        train, validation = log.take(slice(0, 4000)), log.take(slice(4000, None))
+        torch.manual_seed(0)
+        network, tables = build_network(config, InputSignature.of(train, None))
+        checks = train_network(
+            network, tables, ExampleTensors(train, None), train.label_N,
+            ExampleTensors(validation, None), validation.label_N, config, seed=0,
+        )  # fmt: skip
+        return [check.validation_log_loss_nats for check in checks]
+
+    on, anew = losses("train"), losses("draw_again")
+    assert on[1] > on[0] + 0.2, "the second epoch is far worse"
+    assert anew[1] < anew[0], "the dense layers learn on"
+
+
+def test_a_weight_of_two_counts_like_two_rows(small_log):
+    torch.manual_seed(0)
+    network, _ = build_network(
+        TowerConfig(**SMALL, use_vectors=False), InputSignature.of(small_log.train, None)
+    )
+    hidden_BW = torch.randn(6, network.logit.in_features)
+    label_B = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    weight_B = torch.tensor([2.0, 1.0, 1.0, 1.0, 2.0, 1.0])
+    twice_B = torch.tensor([0, 0, 1, 2, 3, 4, 4, 5])
+    torch.testing.assert_close(
+        network.loss(hidden_BW, label_B, weight_B=weight_B / weight_B.mean()),
+        network.loss(hidden_BW[twice_B], label_B[twice_B]),
+    )
+
+
+def test_rows_of_weight_zero_teach_nothing(small_log):
+    train = small_log.train
+    wrong_N = np.arange(len(train)) % 2 == 0
+    spoiled = replace(train, label_N=np.where(wrong_N, 1 - train.label_N, train.label_N))
+    aucs = []
+    for weight_N in (np.where(wrong_N, 0, 3), np.full(len(train), 3)):
+        model = TowerRanker(TowerConfig(**SMALL, max_epochs=4, patience=99))
+        rows = replace(spoiled, weight_N=weight_N.astype("f4"))
+        model.fit(rows, small_log.validation, small_log.vectors, seed=0)
+        p_click_N = model.predict_proba(small_log.validation, small_log.vectors)
+        aucs.append(auc(small_log.validation.label_N, p_click_N))
+    assert aucs[0] > 0.6 > aucs[1]
+
+
+@pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
+def test_weights_that_cannot_be_are_refused(small_log, wrong):
+    weight_N = np.ones(len(small_log.train), "f4")
+    weight_N[7] = wrong
+    with pytest.raises(ValueError, match="sample weight in row 7 is"):
+        TowerRanker(TowerConfig(**SMALL)).fit(
+            replace(small_log.train, weight_N=weight_N),
+            small_log.validation,
+            small_log.vectors,
+            seed=0,
+        )
+
+
+def test_a_loss_that_is_not_finite_names_its_step(small_log):
+    with pytest.raises(ValueError, match=r"the loss of step \d+ is nan.* lower lr=1e\+30"):
+        fitted(small_log, lr=1e30, max_epochs=1)
