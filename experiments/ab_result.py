@@ -170,21 +170,36 @@ class AbResult:
         table.add_column("metric")
         for header in ("control", "treatment", f"lift ({self.confidence:.0%})", "true lift"):
             table.add_column(header, justify="right")
-        for header, shown in (("CUPED", self.cuped), ("as scored", self.raw)):
-            if shown:
-                table.add_column(header, justify="right")
         if self.power:
             table.add_column("detectable", justify="right")
         for name, lift in self.lifts.items():
             cells = [name, f"{lift.control:.4f}", f"{lift.treatment:.4f}", _cell(lift)]
             cells.append("" if lift.true is None else f"{lift.true:+.1%}")
-            cells += [_cell(group.get(name)) for group in (self.cuped, self.raw) if group]
-            if self.power:
-                plan = self.power.get(name)
-                cells.append("" if plan is None else f"{plan.minimum_detectable:.1%}")
+            if name in self.power:
+                cells.append(f"{self.power[name].minimum_detectable:.1%}")
             table.add_row(*cells)
         for name, why in self.undefined.items():
             table.add_row(name, "", "", f"undefined: {why}", "")
+        return table
+
+    def other_estimates(self) -> Table:
+        """Return a rich table of the same lifts by CUPED, at any time, and with raw scores."""
+        table = Table(title="The same lifts otherwise")
+        table.add_column("metric")
+        for header in ("CUPED", "less variance", "any time", "as scored", "true as scored"):
+            table.add_column(header, justify="right")
+        for name in self.lifts:
+            adjusted, raw = self.cuped.get(name), self.raw.get(name)
+            looks = self.looks.get(name)
+            last = looks[-1] if looks else None
+            table.add_row(
+                name,
+                _cell(adjusted),
+                f"{self.variance_reduction[name]:.1%}" if adjusted else "",
+                "" if last is None else rf"{last.lift:+.1%} \[{last.low:+.1%}, {last.high:+.1%}]",
+                _cell(raw),
+                "" if raw is None or raw.true is None else f"{raw.true:+.1%}",
+            )
         return table
 
     def distortion_table(self) -> Table:

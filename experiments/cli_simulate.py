@@ -70,6 +70,8 @@ def simulate(
         progress=new_progress(),
     )
     print_table(result.table())
+    if result.cuped or result.raw:
+        print_table(result.other_estimates())
     if result.distortions:
         print_table(result.distortion_table())
     if result.budgets is not None:

@@ -365,6 +365,12 @@ def test_users_with_a_past_make_narrower_intervals_of_the_same_truth():
     planned = result.power["ctr"]
     assert result.lifts["ctr"].error == pytest.approx(planned.error, rel=0.2)
     assert len(result.looks["ctr"]) == 19
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(result.other_estimates())
+        console.print(result.table())
+    assert f"{result.variance_reduction['ctr']:.1%}" in capture.get()
+    assert f"{planned.minimum_detectable:.1%}" in capture.get()
     assert AbResult.from_json(result.to_json()) == result
     figures = result.to_metrics()
     for key in ("cuped.variance_reduction", "minimum_detectable", "always_valid_p_value"):
