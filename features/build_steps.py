@@ -30,6 +30,7 @@ from features.dataset import Dataset
 from features.dense import finite_values
 from features.feature_spec import SIDE_TABLE_KEYS
 from features.history import purchases_of
+from features.leak_guards import refuse_outcomes_before_their_cause
 from features.leaks import leak_violations
 from features.pipeline import FeaturePipeline
 from features.stable_hash import NULL_HASH, hash_numbers, hash_values
@@ -86,6 +87,9 @@ def shuffle_unit(scratch: str, unit: int) -> dict[str, Any]:
                 refuse_errors(column_violations("events", frame))
                 frame = canonical("events", frame).filter(pl.col("kind") == "purchase")
                 hash_N = hash_values(frame["user_id"])
+                if "request_id" in frame.columns:
+                    request = pl.Series(REQUEST, hash_values(frame["request_id"]))
+                    frame = frame.with_columns(request).drop("request_id")
                 _write_parts(frame.drop("kind"), hash_N, plan.partitions, draft)
                 return {}
             # All of a log's own columns: labels outside 0 and 1 are found here.
@@ -140,6 +144,9 @@ def count_partition(scratch: str, partition: int) -> dict[str, Any]:
         sample.write_parquet(draft / "sample.parquet")
         if dataset.has("events"):
             purchases = read_partition(folder, plan, "events", partition)
+            if REQUEST in purchases.columns:
+                refuse_outcomes_before_their_cause(frame, purchases, request=REQUEST)
+                purchases = purchases.drop(REQUEST)
         else:
             purchases = purchases_of(None, frame)
         purchases.write_parquet(draft / "purchases.parquet")
@@ -315,7 +322,8 @@ def _read_unit(uri: str, columns: list[str], first: int, last: int) -> pl.DataFr
 
 def _wanted_columns(dataset: Dataset, table: str) -> list[str]:
     if table == "events":
-        return ["user_id", "product_id", "time", "kind"]
+        wanted = ("user_id", "product_id", "time", "kind", "request_id")
+        return [name for name in wanted if name in dataset.column_names(table)]
     needed = FeaturePipeline(dataset.spec).required_columns
     known = dataset.column_names(table)
     wanted = dict.fromkeys((*needed, "request_id", "clicked", "purchased"))

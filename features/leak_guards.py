@@ -64,26 +64,32 @@ def refuse_mixed_times(parts: Mapping[str, SplitPart]) -> None:
                 )
 
 
-def refuse_future_events(
-    event_time_us_N: NDArray[np.integer], time_us_N: NDArray[np.integer], name: str
+def refuse_outcomes_before_their_cause(
+    impressions: pl.DataFrame, events: pl.DataFrame, *, request: str
 ) -> None:
-    """Refuse events that describe an impression before they happened.
+    """Refuse events stamped before the impression that they came from.
+
+    Such an event would be in the history of that very impression: the label in disguise.
 
     Args:
-        event_time_us_N: When the (newest) event that a row knows of happened, shape (N,).
-        time_us_N: When the row was shown, shape (N,).
-        name: Of the feature, for the message.
+        impressions: The column ``request``, product_id and time.
+        events: The same columns, one row an event.
+        request: The column that names the request, by id or by hash.
 
     Raises:
-        ValueError: If an event is at or after its impression.
+        ValueError: If there is such an event.
     """
-    late_N = np.asarray(event_time_us_N) >= np.asarray(time_us_N)
-    if late_N.any():
-        row = int(np.argmax(late_N))
+    keys = [request, "product_id"]
+    shown = impressions.group_by(keys).agg(pl.col("time").min().alias("shown"))
+    early = events.join(shown, on=keys).filter(pl.col("time") < pl.col("shown"))
+    if len(early):
+        user, product, time, shown_at = early.select("user_id", "product_id", "time", "shown").row(
+            0
+        )
         raise ValueError(
-            f"{name} of row {row} knows of an event at {event_time_us_N[row]}, and the row was "
-            f"shown at {time_us_N[row]} ({int(late_N.sum())} such rows): what describes an "
-            "impression must have happened strictly before it"
+            f"events.time: user {user!r} bought {product!r} at {time} from a request shown at "
+            f"{shown_at} ({len(early)} such events): stamped before its cause, an event describes "
+            "the impression that led to it; stamp it when it happened"
         )
 
 

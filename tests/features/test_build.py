@@ -199,6 +199,20 @@ def test_events_feed_the_histories(tmp_path, folder, tables, dataset):
     np.testing.assert_array_equal(built.array("test", "history_NL"), expected)
 
 
+def test_events_that_came_before_their_impression_are_refused(tmp_path, folder):
+    log = pl.read_parquet(folder / "impressions.parquet").drop_nulls("user_id")
+    events = log[:9].select(
+        *("user_id", "product_id", "request_id"),
+        pl.col("time") - timedelta(seconds=1),
+        kind=pl.lit("purchase"),
+    )
+    products = pl.read_parquet(folder / "products.parquet")
+    tables = {"products": products, "impressions": log, "events": events}
+    made = write_dataset(tmp_path / "early", Dataset.open(folder).spec, **tables)
+    with pytest.raises(ValueError, match="stamped before its cause"):
+        build_features(made, tmp_path / "out", partitions=2, workers="local:1")
+
+
 def test_a_full_disk_is_said_in_words(tmp_path, folder, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")

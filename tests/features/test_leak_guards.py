@@ -4,8 +4,8 @@ import pytest
 
 from features.leak_guards import (
     SplitPart,
-    refuse_future_events,
     refuse_mixed_times,
+    refuse_outcomes_before_their_cause,
     statistic_that_saw_its_row,
 )
 from features.stable_hash import hash_values
@@ -36,11 +36,15 @@ def test_a_request_in_two_parts_is_refused():
         refuse_mixed_times({"train": part(row[:301]), "test": part(row[301:])})
 
 
-def test_an_event_at_the_moment_of_its_row_is_refused():
-    time = np.array([10, 20, 30])
-    refuse_future_events(time - 1, time, "last_purchase")
-    with pytest.raises(ValueError, match="last_purchase of row 1 knows of an event at 20"):
-        refuse_future_events(np.array([9, 20, 29]), time, "last_purchase")
+def test_an_outcome_stamped_before_its_cause_is_refused():
+    shown = pl.DataFrame({"request": [1, 2], "product_id": ["a", "a"], "time": [10, 20]})
+    events = shown.with_columns(user_id=pl.lit("u"))
+    later = events.with_columns(pl.col("time") + 5)
+    for sound in (events, later, events.with_columns(request=9, time=0)):
+        refuse_outcomes_before_their_cause(shown, sound, request="request")
+    early = later.with_columns(time=pl.Series([15, 19]))
+    with pytest.raises(ValueError, match="'u' bought 'a' at 19 from a request shown at 20"):
+        refuse_outcomes_before_their_cause(shown, early, request="request")
 
 
 @pytest.fixture
