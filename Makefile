@@ -40,7 +40,7 @@ format: $(READY) ## Let ruff format and mend what it can
 bench: $(READY) ## Speed of each stage, as ratios to a peer in the same run
 	$(BIN)/adtower bench --json runs/bench/metrics.json
 
-reproduce-homedepot: $(READY) ## Home Depot queries and labels, import to report (DATA=folder with homedepot_relevance/)
+reproduce-homedepot: $(READY) ## Home Depot: a judge and vectors from human labels, half an hour (DATA=folder with homedepot_relevance/)
 	$(BIN)/adtower reproduce homedepot --source $(DATA) --out runs/reproduce-homedepot --overwrite
 
 reproduce-grocery: $(READY) ## A shop's photos find their product's text, fifteen minutes (DATA=folder with grocery_store/)
