@@ -14,7 +14,7 @@ from features.batches import ARRAYS, PARTS, FeatureArrays, Feed
 from features.build import build_features
 from features.dataset import Dataset, write_dataset
 from features.pipeline import FeaturePipeline
-from features.schema import FeatureNames
+from features.schema import SPEC_FILE, FeatureNames, SplitRule, write_spec
 
 NAMES = FeatureNames(
     sparse=("user_id", "query_id", "products.brand", "time.hour"),
@@ -32,7 +32,6 @@ def folder(tmp_path, tables, spec):
     log = tables["impressions"].with_columns(
         age=pl.int_range(pl.len()) % 40,
         purchased=pl.col("clicked") & (pl.int_range(pl.len()) % 2),
-        # Two rows of one request lie on both sides of the boundary of the test rows.
         time=pl.col("time") + pl.duration(minutes=pl.col("position")),
         user_id=pl.when(pl.int_range(pl.len()) // 3 % 7 > 0).then(pl.col("user_id")),
     )
@@ -77,6 +76,22 @@ def test_arrays_hold_what_the_pipeline_gives_in_memory(tmp_path, folder):
     np.testing.assert_array_equal(
         again.transform(split.test).dense_NC, pipeline.transform(split.test).dense_NC
     )
+
+
+def test_a_request_astride_a_boundary_stays_whole(tmp_path, folder):
+    begin = pl.read_parquet(folder / "impressions.parquet")["time"].min()
+    # The rows of a request are a minute apart; both boundaries fall within one.
+    rule = SplitRule(
+        validation_start=begin + timedelta(days=25, seconds=90),
+        test_start=begin + timedelta(days=33, seconds=90),
+    )
+    write_spec(Dataset.open(folder).spec.model_copy(update={"split": rule}), folder / SPEC_FILE)
+    arrays = build_features(folder, tmp_path / "out", partitions=3, workers="local:1")
+    split = Dataset.open(folder).split()
+    for part in PARTS:
+        expected = getattr(split, part)["time"].cast(pl.Int64).sort().to_list()
+        assert sorted(arrays.array(part, "time_us_N").tolist()) == expected
+    assert arrays.array("test", "time_us_N").min() > rule.test_start.timestamp() * 1e6
 
 
 def test_one_partition_or_seven_give_the_same_bytes(tmp_path, folder):
