@@ -20,6 +20,7 @@ from experiments.cli_label import label_app
 from experiments.cli_off_policy import OFF_POLICY_COMMANDS
 from experiments.cli_sharding import SHARDING_COMMANDS
 from experiments.cli_simulate import SIMULATE_COMMANDS
+from experiments.cli_tune import TUNE_COMMANDS
 from experiments.config import EmbedConfig, RunConfig
 from experiments.terminal import (
     JsonFile,
@@ -336,6 +337,7 @@ for verb, command in {
     **COMPARE_COMMANDS,
     **OFF_POLICY_COMMANDS,
     **SHARDING_COMMANDS,
+    **TUNE_COMMANDS,
 }.items():
     app.command(name=verb)(command)
 app.command(track_app, name="track", help="Send to MLflow what it missed of a run.")
