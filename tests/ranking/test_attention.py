@@ -12,11 +12,11 @@ from ranking.tower import TowerRanker
 from ranking.tower_config import TowerConfig
 
 
-def unit_of_product(softmax):
-    """A unit whose weight of h is the sum of h * p."""
+def unit_of_product(softmax, of_difference=0.0):
+    """A unit whose weight of h is the sum of h * p, and some of the first number of h - p."""
     unit = ActivationUnit(2, (), softmax=softmax)
     with torch.no_grad():
-        unit.weight.weight.copy_(torch.tensor([[0.0, 0, 0, 0, 0, 0, 1, 1]]))
+        unit.weight.weight.copy_(torch.tensor([[0.0, 0, 0, 0, of_difference, 0, 1, 1]]))
         unit.weight.bias.zero_()
     return unit
 
@@ -29,6 +29,9 @@ def test_without_softmax_each_product_counts_by_its_own_weight():
     found = unit_of_product(softmax=False)(torch.tensor([[1.0, 1.0]]), HISTORY, PRESENT)
     # Weights 3 and 2; the third product is not there.
     np.testing.assert_allclose(found.detach(), [[3 * 1 + 2 * 3, 3 * 2 - 2 * 1]])
+    unit = unit_of_product(softmax=False, of_difference=10.0)
+    found = unit(torch.tensor([[1.0, 1.0]]), HISTORY, PRESENT)
+    np.testing.assert_allclose(found.detach(), [[3 * 1 + 22 * 3, 3 * 2 - 22 * 1]])
 
 
 def test_with_softmax_the_weights_of_those_present_sum_to_one():
