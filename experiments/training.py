@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -118,7 +118,9 @@ def train_once(
         began = time.monotonic()
         with limited_threads(config.threads):
             model = new_model(variant, config)
-            options = {"checkpoints": kept} if isinstance(model, TowerRanker) else {}
+            options: dict[str, Any] = {}
+            if isinstance(model, TowerRanker):
+                options = {"checkpoints": kept, "start_from": _earlier(variant, seed, config)}
             model.fit(
                 parts.train,
                 parts.validation,
@@ -142,7 +144,7 @@ def train_once(
             {
                 "seconds": round(seconds, 2),
                 "parameters": _parameters(model),
-                "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+                "peak_bytes": _peak_bytes(),
                 "curve": _curve(model),
             },
         )
@@ -151,6 +153,19 @@ def train_once(
     folder.once(trained_at(variant, seed), fit)
     shutil.rmtree(kept, ignore_errors=True)
     return read_trained(variant, seed, folder.path)
+
+
+def _earlier(variant: Variant, seed: int, config: RunConfig) -> TowerRanker | None:
+    """The model of an earlier run that this one goes on from, if any."""
+    if config.start_from is None:
+        return None
+    at = config.start_from / trained_at(variant, seed) / "model"
+    if not at.is_dir():
+        raise ValueError(
+            f"start_from={config.start_from} holds no model of {variant.name} with seed {seed}, "
+            "which this run would go on from"
+        )
+    return TowerRanker.load(at)
 
 
 def read_trained(variant: Variant, seed: int, run_folder: Path) -> Trained:
@@ -185,6 +200,16 @@ def _parameters(model: ClickModel) -> int:
     if isinstance(model, LightGBMRanker):
         return int(sum(tree["num_leaves"] for tree in model.booster_.dump_model()["tree_info"]))
     return int(model.weight_W.size) + 1 if isinstance(model, LogisticRegression) else 1
+
+
+def _peak_bytes() -> int:
+    """Most memory that this process ever held; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 0
+    # getrusage would count what the parent held when this process was started from it.
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return 1024 * int(lines["VmHWM"].split()[0])
 
 
 def _curve(model: ClickModel) -> list[dict[str, float]]:
