@@ -21,6 +21,8 @@ from ranking.tower import TowerConfig, TowerRanker
 
 TOWER = {"batch_size": 128, "max_epochs": 3, "projected_dim": 8, "sparse_lr": 0.05, "lr": 3e-3}
 
+BRIEF = {**TOWER, "max_epochs": 1, "batch_size": 400}
+"""For parts whose learning their own tests hold; here is that they keep the contract."""
 EVERY_PART = {
     "attention": "ids",
     "semantic_levels": 2,
@@ -39,20 +41,20 @@ MODELS = {
     "tower": lambda: TowerRanker(TowerConfig(**TOWER)),
     "single_tower": lambda: TowerRanker(TowerConfig(single_tower=True, **TOWER)),
     "no_derived": lambda: TowerRanker(TowerConfig(derived=False, presence=False, **TOWER)),
-    "full_rank": lambda: TowerRanker(TowerConfig(use_vectors=False, cross_rank=None, **TOWER)),
-    "attention": lambda: TowerRanker(TowerConfig(attention="vectors", **TOWER)),
+    "full_rank": lambda: TowerRanker(TowerConfig(use_vectors=False, cross_rank=None, **BRIEF)),
+    "attention": lambda: TowerRanker(TowerConfig(attention="vectors", **BRIEF)),
     "attention_ids": lambda: TowerRanker(
-        TowerConfig(use_vectors=False, attention="ids", attention_softmax=True, **TOWER)
+        TowerConfig(use_vectors=False, attention="ids", attention_softmax=True, **BRIEF)
     ),
     "semantic_ids": lambda: TowerRanker(
-        TowerConfig(use_vectors=False, semantic_levels=2, semantic_codes=4, **TOWER)
+        TowerConfig(use_vectors=False, semantic_levels=2, semantic_codes=4, **BRIEF)
     ),
     "frequency_gate": lambda: TowerRanker(
-        TowerConfig(use_vectors=False, frequency_gate="products.category", **TOWER)
+        TowerConfig(use_vectors=False, frequency_gate="products.category", **BRIEF)
     ),
-    "position": lambda: TowerRanker(TowerConfig(position_slots=4, **TOWER)),
-    "entire_space": lambda: TowerRanker(TowerConfig(entire_space=True, **TOWER)),
-    "every_part": lambda: TowerRanker(TowerConfig(**EVERY_PART, **TOWER)),
+    "position": lambda: TowerRanker(TowerConfig(position_slots=4, **BRIEF)),
+    "entire_space": lambda: TowerRanker(TowerConfig(entire_space=True, **BRIEF)),
+    "every_part": lambda: TowerRanker(TowerConfig(**EVERY_PART, **BRIEF)),
 }
 
 
@@ -223,10 +225,25 @@ def test_ids_beyond_a_table_are_refused(name, fitted, small_log):
             )
 
 
-def test_dense_values_that_are_not_finite_are_refused(name, fitted, small_log):
+def test_histories_longer_than_their_cap_are_refused(name, fitted, small_log):
+    test = small_log.test
+    longer_NL = np.concatenate([test.history_NL, test.history_NL], axis=1)
+    with pytest.raises(ValueError, match=r"holds 8 products a row, but .* at most 4"):
+        fitted(name).predict_proba(replace(test, history_NL=longer_NL), small_log.vectors)
+
+
+def test_columns_of_unequal_length_are_refused(small_log):
+    test = small_log.test
+    for name in ("sparse_NF", "dense_NC", "history_NL", "position_N", "purchased_N"):
+        with pytest.raises(ValueError, match=f"has 400 rows, unlike {name}"):
+            replace(test, **{name: getattr(test, name)[1:]})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_dense_values_that_are_not_finite_are_refused(name, bad, fitted, small_log):
     dense_NC = small_log.test.dense_NC.copy()
-    dense_NC[5, 0] = np.nan
-    with pytest.raises(ValueError, match=r"'products.price' is nan in row 5"):
+    dense_NC[5, 0] = bad
+    with pytest.raises(ValueError, match=rf"'products.price' is {bad} in row 5"):
         fitted(name).predict_proba(replace(small_log.test, dense_NC=dense_NC), small_log.vectors)
 
 
@@ -237,6 +254,7 @@ def test_dense_values_that_are_not_finite_are_refused(name, fitted, small_log):
         (2.0, "label in row 0 is 2"),
         (np.nan, "label in row 0 is nan"),
         ("all zero", "all 1600 training labels are 0"),
+        ("all one", "all 1600 training labels are 1"),
         ("too few", r"label_N \(1599,\)"),
     ],
 )
@@ -245,8 +263,8 @@ def test_labels_that_cannot_be_learned_from_are_refused(name, label, message, sm
     label_N = small_log.train.label_N.copy()
     if label is None:
         label_N = None
-    elif label == "all zero":
-        label_N[:] = 0
+    elif label in ("all zero", "all one"):
+        label_N[:] = label == "all one"
     elif label == "too few":
         label_N = label_N[:-1]
     else:
