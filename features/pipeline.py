@@ -190,6 +190,26 @@ class FeaturePipeline:
         self._prepare()
         return self
 
+    def continue_from(self, earlier: FeaturePipeline) -> None:
+        """Go on from a pipeline fitted before: known values keep their rows, and scales stay.
+
+        Raises:
+            ValueError: If the two have other features, so that columns would not mean the same.
+        """
+        if self.spec.features != earlier.spec.features:
+            raise ValueError(
+                f"the earlier run has the features {earlier.spec.features}, and this one "
+                f"{self.spec.features}; a model goes on only with the features it knows"
+            )
+        for name, values in self._vocabularies.items():
+            before = earlier._vocabularies[name]
+            if isinstance(values, Vocabulary) and isinstance(before, Vocabulary):
+                values.continue_from(before)
+        for name, bag in self._bags.items():
+            bag.vocabulary_.continue_from(earlier._bags[name].vocabulary_)
+        self._dense, self._derived_dense = earlier._dense, earlier._derived_dense
+        self._prepare()
+
     @property
     def product_ids_(self) -> list[str]:
         """The catalogue's products, in the row order that ``Examples.product_N`` counts in."""
@@ -289,6 +309,8 @@ class FeaturePipeline:
         }
         if self._bags:
             transforms["bags"] = {name: bag.to_dict() for name, bag in self._bags.items()}
+        if self._rates.outcome_names:
+            transforms["outcomes"] = self._rates.outcome_names
         if self._derived_dense:
             derived = {name: dense.to_dict() for name, dense in self._derived_dense.items()}
             transforms["derived"] = derived
@@ -345,7 +367,7 @@ class FeaturePipeline:
             name: _sparse_from_dict(data["sparse"][name]) for name in spec.features.sparse
         }
         pipeline._bags = {name: Bag.from_dict(data["bags"][name]) for name in spec.features.bags}
-        pipeline._rates = TargetRates.load(spec.features, folder)
+        pipeline._rates = TargetRates.load(spec.features, folder, data.get("outcomes", ()))
         pipeline._dense = {
             name: DenseTransform.from_dict(data["dense"][name])
             for name in pipeline.spec.features.dense

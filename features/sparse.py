@@ -89,6 +89,12 @@ class Vocabulary:
         self._index = ValueIndex(self.values_)
         return self
 
+    def continue_from(self, earlier: Vocabulary) -> None:
+        """Keep the rows of what an earlier vocabulary knew; new values come after them."""
+        known = set(earlier.values_)
+        self.values_ = [*earlier.values_, *(v for v in self.values_ if v not in known)]
+        self._index = ValueIndex(self.values_)
+
     @property
     def size(self) -> int:
         """Rows of the table, out-of-vocabulary included."""

@@ -39,7 +39,7 @@ Key = tuple[str, ...]
 EVERYTHING: Key = ()
 """The key that all rows share: the log's own rate, prior of all others."""
 
-COUNTS_FILE = "target_statistics_{place}.parquet"
+COUNTS_STEM = "target_statistics_{place}"
 
 
 def with_parents(keys: Sequence[Key]) -> tuple[Key, ...]:
@@ -139,23 +139,28 @@ class TargetRates:
         return {name: out[name] for name in self.column_names}
 
     def save_(self, folder: Path) -> None:
-        """Write the counts, one parquet file a key of ``tables``."""
+        """Write the counts, some files a key of ``tables``."""
         for place, key in enumerate(self.tables):
-            self.counts_[key].to_frame().write_parquet(folder / COUNTS_FILE.format(place=place))
+            self.counts_[key].save_(folder / COUNTS_STEM.format(place=place))
 
     @classmethod
-    def load(cls, names: FeatureNames, folder: Path) -> Self:
-        """Return what ``save_`` wrote.
+    def load(cls, names: FeatureNames, folder: Path, outcome_names: Sequence[str]) -> Self:
+        """Return what ``save_`` wrote, mapped into memory.
+
+        Args:
+            names: As the constructor's.
+            folder: Where it lies.
+            outcome_names: The ``outcome_names`` of what was saved.
 
         Raises:
             ValueError: If a file is missing.
         """
         rates = cls(names)
-        files = [folder / COUNTS_FILE.format(place=place) for place in range(len(rates.tables))]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ValueError(f"{folder} lacks the target statistics {', '.join(missing)}")
-        return rates.fit_tables([pl.read_parquet(file) for file in files])
+        rates.counts_ = {
+            key: CountsOverTime.load(folder / COUNTS_STEM.format(place=place), outcome_names)
+            for place, key in enumerate(rates.tables)
+        }
+        return rates
 
     def _key(
         self, key: Key, hashes: Mapping[str, NDArray[np.uint64]], rows: int

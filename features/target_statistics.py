@@ -10,6 +10,8 @@ Shape letters: N rows, E entries (a key in a bucket), V distinct keys.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -19,6 +21,8 @@ from features.stable_hash import NULL_HASH, hash_together
 
 SHOWN = "shown"
 """The column that counts rows."""
+
+_ARRAYS = ("key", "start", "bucket", "place")
 
 
 def earlier_counts(
@@ -156,12 +160,38 @@ class CountsOverTime:
         # Sums up to each entry over all keys; the difference of two is a sum within one key.
         self._sums = {name: _running_sum(counts[name]) for name in (SHOWN, *self.outcome_names)}
 
-    def to_frame(self) -> pl.DataFrame:
-        """Return the counts that were given (sums of fractions to rounding)."""
-        key_E = np.repeat(self._key_V, np.diff(self._start_V))
-        rank_E = self._place_E % (len(self._buckets) + 1)
-        columns = {name: _wide(np.diff(sums)) for name, sums in self._sums.items()}
-        return pl.DataFrame({"key": key_E, "bucket": self._buckets[rank_E], **columns})
+    def save_(self, stem: Path) -> None:
+        """Write the searchable arrays beside each other: ``STEM.key.npy`` and so on."""
+        arrays = dict(zip(_ARRAYS, self._arrays(), strict=True)) | self._sums
+        for name, array in arrays.items():
+            np.save(f"{stem}.{name}.npy", array)
+
+    @classmethod
+    def load(cls, stem: Path, outcome_names: Sequence[str]) -> Self:
+        """Map what ``save_`` wrote into memory: processes share it, and nothing is read yet.
+
+        Raises:
+            ValueError: If a file is missing.
+        """
+        names = (*_ARRAYS, SHOWN, *outcome_names)
+        files = {name: Path(f"{stem}.{name}.npy") for name in names}
+        missing = [file.name for file in files.values() if not file.is_file()]
+        if missing:
+            raise ValueError(f"{stem.parent} lacks target statistics: {', '.join(missing)}")
+        arrays = {
+            name: np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+            for name, file in files.items()
+        }
+        counts = cls.__new__(cls)
+        counts.outcome_names = tuple(outcome_names)
+        counts._key_V, counts._start_V, counts._buckets, counts._place_E = (
+            arrays.pop(name) for name in _ARRAYS
+        )
+        counts._sums = arrays
+        return counts
+
+    def _arrays(self) -> tuple[NDArray, ...]:
+        return self._key_V, self._start_V, self._buckets, self._place_E
 
     def before(self, key_N: NDArray[np.uint64], bucket_N: NDArray[np.int64]) -> dict[str, NDArray]:
         """Return ``shown`` and the outcomes' sums of each key in strictly earlier buckets.

@@ -102,14 +102,18 @@ def test_after_the_end_all_that_was_counted_is_seen():
     assert empty.before(key_N, np.zeros(3, np.int64))["shown"].tolist() == [0, 0, 0]
 
 
-def test_a_table_gives_back_the_counts_it_was_made_of():
-    key_N = hash_values(pl.Series(["a", "a", "b", None]))
-    outcomes = {"clicks": np.array([1, 0, 1, 1]), "expected": np.array([0.5, 0.25, 0.0, 1.0])}
-    counts = count_by_bucket(key_N, np.array([4, -9, 4, 4]), outcomes)
-    assert CountsOverTime(counts).to_frame().equals(counts)
-    assert len(counts) == 3, "a row without a key is not counted"
-    large = counts.with_columns(pl.col("clicks") * 2**40)
-    assert CountsOverTime(large).to_frame().equals(large)
+def test_a_table_that_is_mapped_from_disk_answers_alike(tmp_path):
+    rng = np.random.default_rng(0)
+    key_N, bucket_N = hash_values(pl.Series(rng.integers(0, 9, 300))), rng.integers(-5, 9, 300)
+    outcomes = {"clicked": rng.random(300) < 0.3, "large": rng.integers(0, 2**40, 300)}
+    table = CountsOverTime(count_by_bucket(key_N, bucket_N, outcomes))
+    table.save_(tmp_path / "table")
+    mapped = CountsOverTime.load(tmp_path / "table", ("clicked", "large"))
+    for name, expected in table.before(key_N, bucket_N).items():
+        np.testing.assert_array_equal(mapped.before(key_N, bucket_N)[name], expected)
+    (tmp_path / "table.large.npy").unlink()
+    with pytest.raises(ValueError, match=r"lacks target statistics: table\.large\.npy"):
+        CountsOverTime.load(tmp_path / "table", ("clicked", "large"))
 
 
 def test_expected_clicks_are_summed_as_numbers():
