@@ -45,8 +45,8 @@ from experiments.self_test_market import (
 ALPHA = 0.05
 USUAL = 1.959964
 """Standard errors of a usual 95% interval."""
-FALSE_POSITIVES = (0.035, 0.065)
-COVERAGE = (0.935, 0.965)
+MARGIN, MARGIN_EXPERIMENTS = 0.015, 2000
+"""How far a rate may lie from what it claims: three standard errors over 2,000 experiments."""
 STORED = Path(__file__).with_name("self_test.json")
 """What ``adtower simulate --selftest --out`` wrote for this version, with 2,000 experiments."""
 CUPED_METRIC = "ctr"
@@ -108,20 +108,25 @@ class SelfTest:
         return cls(experiments=data["experiments"], metrics=metrics)
 
     @classmethod
-    def stored(cls) -> SelfTest:
-        """Return the figures that come with this version, for reports."""
-        return cls.from_json(STORED.read_text(encoding="utf-8"))
+    def stored(cls) -> SelfTest | None:
+        """Return the figures that come with this version, for reports; None where none do."""
+        return cls.from_json(STORED.read_text(encoding="utf-8")) if STORED.is_file() else None
 
     def failures(self) -> list[str]:
         """Return what is outside its limits, in words; empty if the test is honest."""
+        # Fewer experiments tell less: chance alone must not call a sound test dishonest.
+        chance = max(1.0, math.sqrt(MARGIN_EXPERIMENTS / self.experiments))
+        around, most = MARGIN * chance, ALPHA + MARGIN * (chance - 1)
+        false_positives = (ALPHA - around, ALPHA + around)
+        coverage = (1 - ALPHA - around, 1 - ALPHA + around)
         found = []
         for name, honesty in self.metrics.items():
             for figure, limits in (
-                ("false_positive_rate", FALSE_POSITIVES),
-                ("cuped_false_positive_rate", FALSE_POSITIVES),
-                ("coverage", COVERAGE),
-                ("cuped_coverage", COVERAGE),
-                ("sequential_false_positive_rate", (0.0, ALPHA)),
+                ("false_positive_rate", false_positives),
+                ("cuped_false_positive_rate", false_positives),
+                ("coverage", coverage),
+                ("cuped_coverage", coverage),
+                ("sequential_false_positive_rate", (0.0, most)),
             ):
                 value = getattr(honesty, figure)
                 if not limits[0] <= value <= limits[1]:

@@ -25,7 +25,7 @@ from experiments.marketplace.state import WorldState
 from experiments.marketplace.world import World
 
 PRODUCTS, QUERIES, POOL = 200, 100, 10
-REQUESTS = 6000
+REQUESTS = 12_000
 """Of the experiment, and of the pre-period."""
 PARAMETERS = WorldParameters(
     slots=4,
@@ -33,13 +33,13 @@ PARAMETERS = WorldParameters(
     candidates=8,
     click_rate_by_class=(0.08, 0.16, 0.28),
     purchase_rate=0.3,
-    requests_per_user=8.0,
-    activity_sd=0.7,
-    eagerness_sd=1.0,
+    requests_per_user=6.0,
+    activity_sd=0.6,
+    eagerness_sd=0.9,
 )
 """Clicks and purchases are more frequent than in the default world, so that a small experiment has
 enough of them; users differ in how readily they click, so that their past tells of their future."""
-CONTROL_NOISE, TREATMENT_NOISE = 1.5, 0.3
+CONTROL_NOISE, TREATMENT_NOISE = 1.2, 0.5
 """Standard deviation of each model's error in log-odds; the difference is the planted lift."""
 MODEL_SALT = 21
 

@@ -45,6 +45,14 @@ def test_a_record_survives_its_file(small):
     assert SelfTest.from_json(small.to_json()) == small
 
 
+def test_the_figures_that_come_with_this_version_are_honest_and_of_2000_experiments(small):
+    stored = SelfTest.stored()
+    if stored is None:
+        pytest.skip("no figures come with this version")
+    assert (stored.experiments, stored.failures()) == (2000, [])
+    assert set(stored.metrics) == set(small.metrics)
+
+
 def test_a_dishonest_figure_is_named():
     honest = dict.fromkeys(
         ("false_positive_rate", "cuped_false_positive_rate", "sequential_false_positive_rate"), 0.04
@@ -64,6 +72,9 @@ def test_a_dishonest_figure_is_named():
         bad = SelfTest(experiments=2000, metrics={"ctr": replace(good, **change)})
         assert any(words in found for found in bad.failures())
         assert bad.verdict().startswith("Not honest")
+    # Of 200 experiments 8% is three a hundred too many, as chance will have it now and then.
+    unlucky = {"ctr": replace(good, false_positive_rate=0.08)}
+    assert SelfTest(experiments=200, metrics=unlucky).failures() == []
 
 
 def test_the_better_model_of_a_small_market_is_better_in_truth():
