@@ -73,6 +73,9 @@ class RunConfig(BaseModel):
     """Which variants to compare; by default all of the standard set that the tables can feed."""
     seed: int = Field(default=0, ge=0)
     """All randomness of the run derives from it."""
+    start_from: Path | None = None
+    """An earlier run, of which each neural variant goes on: vocabularies grow, known ids keep what
+    they learned. It must hold the same variants, features and seeds."""
     seeds: int = Field(default=1, ge=1)
     """Click models trained per variant; with two or more, intervals include the seed's noise."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)

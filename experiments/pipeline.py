@@ -125,6 +125,8 @@ class Run:
             with self.progress.stage("features"):
                 fitted = FeaturePipeline(self.dataset.spec, min_count=self.config.min_count)
                 fitted.fit(self.dataset, self.split.train)
+                if self.config.start_from is not None:
+                    fitted.continue_from(FeaturePipeline.load(self.config.start_from / "features"))
                 self.folder.once("features", fitted.save_)
                 self._pipeline = fitted
         return self._pipeline

@@ -37,6 +37,7 @@ from ranking.tower_config import TowerConfig
 from ranking.train import SCORING_BATCH, Check, predict_network, train_network
 from ranking.train_config import refuse_alone_only, use_bf16
 from ranking.training_checkpoints import kept_in
+from ranking.warm_start import adagrad_tensors, carry_over_, restore_adagrad_
 
 # Enough rows for a mean and a deviation to three digits, few enough to cost nothing.
 _STATISTICS_ROWS = 65_536
@@ -78,18 +79,23 @@ class TowerRanker:
         seed: int,
         progress: Progress | None = None,
         checkpoints: Path | None = None,
+        start_from: TowerRanker | None = None,
     ) -> Self:
         """Learn from ``train`` until the log loss on ``validation`` stops falling.
 
         Args:
             checkpoints: Folder that the state of the training is kept in, for a repeat of the same
                 fit to go on from after a kill; the caller removes it when the model is safe.
+            start_from: A fitted model whose weights to begin with; ``train`` comes from features
+                that continue those of that model.
 
         Raises:
             ValueError: As ``ClickModel.fit``; or if a part of the network is asked for and what
                 it learns from (purchases, positions, the gated feature) is not there.
         """
         job, network, tables = self.begin_fit_(train, validation, vectors, seed=seed)
+        if start_from is not None:
+            carry_over_(network, job.signature, start_from)
         leader = current_leader()
         # Dropout draws from torch's global generator; the caller's is kept.
         with torch.random.fork_rng(devices=[]):
@@ -107,7 +113,7 @@ class TowerRanker:
                     seed=seed,
                     train_weight_N=sample_weights(train),
                     progress=progress,
-                    checkpoints=None if checkpoints is None else kept_in(checkpoints, job),
+                    checkpoints=None if checkpoints is None else kept_in(checkpoints, job, network),
                 )
             else:
                 refuse_alone_only(self.config, weighted=train.weight_N is not None)
@@ -194,6 +200,9 @@ class TowerRanker:
         with published_folder(Path(folder)) as temporary:
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             (temporary / "weights.safetensors").write_bytes(save_tensors(state))
+            (temporary / "adagrad.safetensors").write_bytes(
+                save_tensors(adagrad_tensors(self.network_))
+            )
             if self.codebook_ is not None:
                 arrays = {"centroid": self.codebook_.centroid_LKD}
                 (temporary / "semantic_ids.safetensors").write_bytes(save_arrays(arrays))
@@ -220,6 +229,7 @@ class TowerRanker:
         with torch.random.fork_rng(devices=[]):
             network, _ = build_network(model.config, model.signature_, model.history_rows_)
         network.load_state_dict(load_tensors(read_verified(Path(folder), "weights.safetensors")))
+        restore_adagrad_(network, load_tensors(read_verified(Path(folder), "adagrad.safetensors")))
         model.network_ = network.eval()
         return model
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from embeddings.training_state import read_state, write_state_
 from features.examples import Examples
@@ -108,8 +109,8 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def kept_in(folder: Path, job: FitJob) -> Checkpoints:
-    """Return the checkpoints of a fit, known again by its settings, seed, features and rows."""
+def kept_in(folder: Path, job: FitJob, network: nn.Module) -> Checkpoints:
+    """Return the checkpoints of a fit, known again by its settings, rows and first weights."""
     vectors = "none" if job.vectors is None else job.vectors.fingerprint
     identity = {
         **{f"setting {name}": value for name, value in job.config.model_dump(mode="json").items()},
@@ -119,6 +120,7 @@ def kept_in(folder: Path, job: FitJob) -> Checkpoints:
         "training rows": rows_checksum(job.train),
         "validation rows": rows_checksum(job.validation),
         "vectors": vectors,
+        "first weights": _checksum(p.detach().numpy() for p in network.parameters()),
     }
     return Checkpoints(folder, identity)
 
@@ -134,8 +136,11 @@ def rows_checksum(examples: Examples) -> int:
         examples.label_N,
         examples.weight_N,
     )
+    return _checksum(array for array in arrays if array is not None)
+
+
+def _checksum(arrays: Iterable[NDArray]) -> int:
     found = 0
     for array in arrays:
-        if array is not None:
-            found = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, found)
+        found = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, found)
     return found
