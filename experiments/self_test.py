@@ -45,8 +45,10 @@ from experiments.self_test_market import (
 ALPHA = 0.05
 USUAL = 1.959964
 """Standard errors of a usual 95% interval."""
-MARGIN, MARGIN_EXPERIMENTS = 0.015, 2000
-"""How far a rate may lie from what it claims: three standard errors over 2,000 experiments."""
+FALSE_POSITIVES = (0.035, 0.065)
+COVERAGE = (0.935, 0.965)
+"""Limits over 2,000 experiments or more: three standard errors around what is claimed."""
+FULL = 2000
 STORED = Path(__file__).with_name("self_test.json")
 """What ``adtower simulate --selftest --out`` wrote for this version, with 2,000 experiments."""
 CUPED_METRIC = "ctr"
@@ -115,10 +117,14 @@ class SelfTest:
     def failures(self) -> list[str]:
         """Return what is outside its limits, in words; empty if the test is honest."""
         # Fewer experiments tell less: chance alone must not call a sound test dishonest.
-        chance = max(1.0, math.sqrt(MARGIN_EXPERIMENTS / self.experiments))
-        around, most = MARGIN * chance, ALPHA + MARGIN * (chance - 1)
-        false_positives = (ALPHA - around, ALPHA + around)
-        coverage = (1 - ALPHA - around, 1 - ALPHA + around)
+        wider = max(1.0, math.sqrt(FULL / self.experiments))
+
+        def limits_of(limits: tuple[float, float]) -> tuple[float, float]:
+            centre, half = (limits[0] + limits[1]) / 2, (limits[1] - limits[0]) / 2
+            return centre - wider * half, centre + wider * half
+
+        false_positives, coverage = limits_of(FALSE_POSITIVES), limits_of(COVERAGE)
+        most = ALPHA + false_positives[1] - FALSE_POSITIVES[1]
         found = []
         for name, honesty in self.metrics.items():
             for figure, limits in (
