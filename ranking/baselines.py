@@ -6,6 +6,7 @@ Shape letters: N rows, F sparse features, C dense columns (derived features incl
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -118,6 +119,7 @@ class LogisticRegression:
             ValueError: As ``ClickModel.fit``.
         """
         # Only fitting needs scikit-learn; a saved model scores without it.
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 
         self.signature_ = check_fit_inputs(train, validation, vectors)
@@ -129,9 +131,11 @@ class LogisticRegression:
         train_NW = self._one_hot(train, vectors)
         best_loss, best = float("inf"), None
         for number, c in enumerate(self.config.c_values):
-            # lbfgs is deterministic; what it leaves unconverged at the limit still is a model.
             solver = SklearnLogisticRegression(C=c, max_iter=self.config.max_iterations, tol=1e-5)
-            solver.fit(train_NW, train.label_N)
+            with warnings.catch_warnings():
+                # lbfgs is deterministic; what it leaves unconverged at the limit still is a model.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                solver.fit(train_NW, train.label_N)
             self.weight_W, self.intercept_ = solver.coef_[0], float(np.ravel(solver.intercept_)[0])
             loss = log_loss_nats(validation.label_N, self.predict_proba(validation, vectors))
             if progress is not None:

@@ -120,3 +120,20 @@ def test_settings_that_cannot_work_are_refused():
         LightGBMConfig(leaves=1)
     with pytest.raises(ValueError, match="c_values"):
         LogisticRegressionConfig(c_values=())
+
+
+def test_a_regression_that_did_not_converge_says_nothing_and_scores(small_log):
+    model = LogisticRegression(LogisticRegressionConfig(c_values=(10.0,), max_iterations=1))
+    model.fit(small_log.train, small_log.validation, small_log.vectors, seed=0)
+    p_click_N = model.predict_proba(small_log.test, small_log.vectors)
+    assert ((p_click_N > 0) & (p_click_N < 1)).all()
+
+
+def test_ids_of_large_vocabularies_can_be_left_alone(small_log):
+    config = LightGBMConfig(rounds=20, min_leaf_rows=20, largest_vocabulary=6)
+    model = LightGBMRanker(config).fit(small_log.train, small_log.validation, None, seed=0)
+    used = dict(
+        zip(model.booster_.feature_name(), model.booster_.feature_importance(), strict=True)
+    )
+    assert used["0_user_id"] == used["1_query_id"] == 0
+    assert used["2_products.category"] > 0
