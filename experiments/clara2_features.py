@@ -96,7 +96,7 @@ def _earlier(log: pl.DataFrame, keys: Sequence[str], values: Sequence[str]) -> p
     """Sums of ``values`` over the rows of the same keys on strictly earlier pages."""
     by_page = [*keys, "page"]
     sums = log.group_by(by_page).agg(pl.col(v).sum() for v in values).sort(by_page)
-    sums = sums.with_columns(pl.col(v).cum_sum().over(keys) - pl.col(v) for v in values)
+    sums = sums.with_columns(pl.col(v).cum_sum().shift(1, fill_value=0).over(keys) for v in values)
     return log.select(by_page).join(sums, on=by_page, how="left", maintain_order="left")
 
 
