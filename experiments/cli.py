@@ -165,7 +165,7 @@ def export(
     out: tyro.conf.Positional[Path],
     variant: tuple[str, ...] = (),
     average: Literal["logit", "probability"] = "logit",
-    calibrate: Literal["none", "platt", "isotonic"] = "none",
+    calibrate: Literal["none", "platt", "isotonic", "temperature"] = "none",
     int8_tables: bool = False,
     vectors: Literal["inside", "pointer"] = "inside",
     query_encoder: Literal["none", "fp32", "int8"] = "fp32",

@@ -276,7 +276,7 @@ def export(
     *,
     variants: Sequence[str] = (),
     average: Literal["logit", "probability"] = "logit",
-    calibrate: Literal["none", "platt", "isotonic"] = "none",
+    calibrate: Literal["none", "platt", "isotonic", "temperature"] = "none",
     int8_tables: bool = False,
     vectors: Literal["inside", "pointer"] = "inside",
     query_encoder: Literal["none", "fp32", "int8"] = "fp32",
@@ -301,7 +301,7 @@ def export(
         ValueError: If the bundle's scores are not the model's, int8 costs too much, or the variants
             use different vectors; nothing is left at ``out`` then.
     """
-    from ranking.calibration import Isotonic, Platt
+    from ranking.calibration import Isotonic, Platt, Temperature
     from ranking.ensemble import Ensemble
     from ranking.export import export_bundle
     from ranking.model_card import CardFacts
@@ -323,8 +323,10 @@ def export(
     calibrator = None
     if calibrate != "none":
         p_N = np.stack([one.p_validation_N for one in chosen])
-        fit = Platt.fit if calibrate == "platt" else Isotonic.fit
-        calibrator = fit(line.split.validation["clicked"].to_numpy(), mean_of(p_N, average))
+        kinds = {"platt": Platt, "isotonic": Isotonic, "temperature": Temperature}
+        calibrator = kinds[calibrate].fit(
+            line.split.validation["clicked"].to_numpy(), mean_of(p_N, average)
+        )
     more_files = None
     if sources and query_encoder != "none":
         more_files = _query_encoder_writer(line, sources[0], query_encoder)
