@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from embeddings.cross_modal import recall_at, retrieval_ranks
-from embeddings.evaluate import category_probe
 from embeddings.images import ImageTable
 from embeddings.model import DashClip, Mode
+from embeddings.probes import category_probe
 from embeddings.product_groups import product_groups
 from embeddings.store import VectorStore
 from embeddings.text import product_texts
