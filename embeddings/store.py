@@ -2,7 +2,8 @@
 
 A store is a folder of ``vectors.npy``, ``ids.json`` and ``manifest.json``. Opening one compares the
 SHA-256 of both files with the manifest before a value is used: a flipped bit loads without a
-murmur otherwise.
+murmur otherwise. ``store_parts`` writes stores that do not fit in memory, ``store_forms`` smaller
+ones.
 
 Shape letters: V vectors of a store, D embedding size, N ids looked up.
 """
@@ -14,16 +15,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 FORMAT = "adtower-vectors-1"
+
+OF_ONE_SIDE = ("max_tokens", "columns", "mode")
+"""Preprocessing that products and queries of one encoder have each for themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,39 @@ class Manifest:
     """Whether every row has length 1 (rows of zeros aside)."""
     vectors_sha256: str
     ids_sha256: str
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    """What was done to the input on its way, such as tokenizer, max_tokens, pooling."""
+    computation: dict[str, Any] = field(default_factory=dict)
+    """What rounding depends on: precision, threads, batching. No part of what a vector means."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all of it."""
+        said = asdict(self)
+        for name in ("preprocessing", "computation"):
+            # What says nothing changes nothing: older stores keep their names.
+            if not said[name]:
+                del said[name]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+class Encoded(Protocol):
+    """A store as far as it says who made it."""
+
+    @property
+    def kind(self) -> str:
+        """What was embedded and how."""
+        ...
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """Names the model that made the vectors."""
+        ...
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What was done to the input on its way."""
+        ...
 
 
 class VectorStore:
@@ -67,6 +104,7 @@ class VectorStore:
         kind: str,
         encoder_fingerprint: str,
         data_fingerprint: str = "",
+        preprocessing: Mapping[str, Any] | None = None,
     ) -> Self:
         """Hold vectors in memory, checked as strictly as those on disk.
 
@@ -76,6 +114,7 @@ class VectorStore:
             kind: What was embedded and how, such as ``product/multimodal``.
             encoder_fingerprint: Names the model that made them.
             data_fingerprint: Names the table that was embedded.
+            preprocessing: See ``Manifest``.
 
         Raises:
             ValueError: If shapes disagree, an id repeats, or a value is NaN or infinite.
@@ -106,6 +145,7 @@ class VectorStore:
             unit_length=bool(np.all((np.abs(length_V - 1) < 1e-3) | (length_V == 0))),
             vectors_sha256=hashlib.sha256(vectors_VD.tobytes()).hexdigest(),
             ids_sha256=hashlib.sha256(_ids_bytes(ids)).hexdigest(),
+            preprocessing=dict(preprocessing or {}),
         )
         return cls(ids, vectors_VD, manifest)
 
@@ -119,6 +159,7 @@ class VectorStore:
         kind: str,
         encoder_fingerprint: str,
         data_fingerprint: str = "",
+        preprocessing: Mapping[str, Any] | None = None,
     ) -> Self:
         """Write a store, whole or not at all, and open it.
 
@@ -136,6 +177,7 @@ class VectorStore:
             kind=kind,
             encoder_fingerprint=encoder_fingerprint,
             data_fingerprint=data_fingerprint,
+            preprocessing=preprocessing,
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -202,8 +244,11 @@ class VectorStore:
     @property
     def fingerprint(self) -> str:
         """SHA-256 that changes with any id, value or encoder of the store."""
-        content = json.dumps(asdict(self.manifest), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return self.manifest.fingerprint
+
+    def block(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The vectors of the rows ``start`` to ``stop - 1``."""
+        return np.asarray(self.vectors_VD[start:stop])
 
     def row_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return each id's row, or -1 where the id is unknown, shape (N,)."""
@@ -211,16 +256,95 @@ class VectorStore:
         return np.fromiter((lookup.get(key, -1) for key in ids), np.int64, count=len(ids))
 
     def to_parquet_(self, path: str | Path) -> Path:
-        """Write the store as a parquet table: id, vector (a list of D floats)."""
+        """Write the store as a parquet table: id, vector (a list of D floats).
+
+        The manifest goes along as the file's metadata, and ``from_parquet`` reads both back.
+        """
         path = Path(path)
         table = pl.DataFrame(
             {"id": list(self.ids), "vector": np.asarray(self.vectors_VD)},
             schema={"id": pl.String, "vector": pl.Array(pl.Float32, self.dim)},
         )
         unfinished = path.with_name(f".{path.name}.part")
-        table.write_parquet(unfinished)
+        table.write_parquet(unfinished, metadata={FORMAT: json.dumps(asdict(self.manifest))})
         unfinished.replace(path)
         return path
+
+    @classmethod
+    def from_parquet(
+        cls, path: str | Path, *, kind: str | None = None, encoder_fingerprint: str | None = None
+    ) -> Self:
+        """Read a store in memory from a parquet table with the columns id and vector.
+
+        Args:
+            path: The file. One that ``to_parquet_`` wrote brings its manifest; the vectors must
+                then be the ones it was written with.
+            kind: What was embedded, for a table from elsewhere.
+            encoder_fingerprint: What made the vectors, for a table from elsewhere.
+
+        Raises:
+            ValueError: If a column is missing, the vectors differ in length, the values are not
+                those of the manifest, or nothing says what made them.
+        """
+        table = pl.read_parquet(path)
+        if not {"id", "vector"} <= set(table.columns):
+            raise ValueError(f"{path} needs the columns id and vector; it has {table.columns}")
+        said = pl.read_parquet_metadata(path).get(FORMAT)
+        manifest = None if said is None else Manifest(**json.loads(said))
+        if manifest is None and (kind is None or encoder_fingerprint is None):
+            raise ValueError(
+                f"{path} does not say what made its vectors; give kind and encoder_fingerprint"
+            )
+        vectors = table["vector"]
+        if vectors.dtype.base_type() == pl.List:
+            lengths = vectors.list.len().unique()
+            if len(lengths) > 1:
+                raise ValueError(f"{path} has vectors of different lengths: {sorted(lengths)}")
+            vectors = vectors.list.to_array(int(lengths[0]) if len(lengths) else 0)
+        store = cls.from_arrays(
+            table["id"].cast(pl.String).to_list(),
+            vectors.to_numpy(),
+            kind=manifest.kind if kind is None and manifest else str(kind),
+            encoder_fingerprint=manifest.encoder_fingerprint
+            if encoder_fingerprint is None and manifest
+            else str(encoder_fingerprint),
+        )
+        if manifest is None:
+            return store
+        for name in ("vectors_sha256", "ids_sha256", "kind", "encoder_fingerprint"):
+            if getattr(store.manifest, name) != getattr(manifest, name):
+                raise ValueError(
+                    f"{path} does not have the {name} of the manifest that it carries: was the "
+                    "table changed after it was written?"
+                )
+        return cls(store.ids, store.vectors_VD, manifest)
+
+
+def refuse_other_encoder(one: Encoded, other: Encoded) -> None:
+    """Refuse vectors that do not lie in one space.
+
+    Args:
+        one: Manifest of a store.
+        other: Manifest of the store that is to be compared with it.
+
+    Raises:
+        ValueError: If different encoders made them, or one encoder after different preprocessing
+            (limits on length aside, which products and queries have each for themselves).
+    """
+    if one.encoder_fingerprint != other.encoder_fingerprint:
+        raise ValueError(
+            f"{one.kind} vectors come from encoder {one.encoder_fingerprint[:24]} and {other.kind} "
+            f"vectors from {other.encoder_fingerprint[:24]}; their cosines mean nothing. Embed "
+            "both with one model"
+        )
+    mine, theirs = one.preprocessing, other.preprocessing
+    same_side = one.kind.split("/")[0] == other.kind.split("/")[0]
+    for name in sorted(mine.keys() & theirs.keys()):
+        if mine[name] != theirs[name] and (same_side or name not in OF_ONE_SIDE):
+            raise ValueError(
+                f"{one.kind} vectors were made with {name}={mine[name]!r} and {other.kind} vectors "
+                f"with {name}={theirs[name]!r}; embed both in the same way"
+            )
 
 
 def publish_(unfinished: Path, folder: Path) -> None:

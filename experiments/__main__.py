@@ -9,6 +9,9 @@ import sys
 BUNDLE_COMMANDS = ("verify", "score", "serve", "skew", "mlflow", "triton")
 """Commands over a bundle alone; ``experiments.cli_bundle`` has them."""
 
+EMBED_COMMANDS = ("index",)
+"""Words after ``embed`` that are commands of their own; ``experiments.cli_embed`` has them."""
+
 
 def main() -> None:
     """Run the command line."""
@@ -20,6 +23,8 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in BUNDLE_COMMANDS:
         # They must run where torch is not installed, and start at once where it is.
         from experiments.cli_bundle import main as run_command_line
+    elif sys.argv[1:2] == ["embed"] and sys.argv[2:3] and sys.argv[2] in EMBED_COMMANDS:
+        from experiments.cli_embed import main as run_command_line
     else:
         from experiments.cli import main as run_command_line
     run_command_line()

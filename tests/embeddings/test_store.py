@@ -105,6 +105,34 @@ def test_parquet_holds_the_same_vectors(store, tmp_path):
     np.testing.assert_array_equal(table["vector"].to_numpy(), store.vectors_VD)
 
 
+def test_parquet_brings_the_whole_store_back(store, tmp_path):
+    path = store.to_parquet_(tmp_path / "v.parquet")
+    again = VectorStore.from_parquet(path)
+    assert (again.ids, again.manifest) == (store.ids, store.manifest)
+    with pytest.raises(ValueError, match="does not have the encoder_fingerprint of the manifest"):
+        VectorStore.from_parquet(path, encoder_fingerprint="another")
+    table = pl.read_parquet(path)
+    changed = table.with_columns(id=pl.Series(["a", "b", "c", "d"]))
+    changed.write_parquet(path, metadata=pl.read_parquet_metadata(path))
+    with pytest.raises(ValueError, match="ids_sha256 of the manifest"):
+        VectorStore.from_parquet(path)
+
+
+def test_a_parquet_table_from_elsewhere_must_be_told_what_made_it(tmp_path):
+    path = tmp_path / "v.parquet"
+    pl.DataFrame({"id": [7, 8], "vector": [[1.0, 0.0], [0.6, 0.8]]}).write_parquet(path)
+    with pytest.raises(ValueError, match="does not say what made its vectors"):
+        VectorStore.from_parquet(path)
+    store = VectorStore.from_parquet(path, kind="k", encoder_fingerprint="e")
+    assert (store.ids, store.dim, store.manifest.unit_length) == (("7", "8"), 2, True)
+    pl.DataFrame({"id": [7, 8], "vector": [[1.0], [0.6, 0.8]]}).write_parquet(path)
+    with pytest.raises(ValueError, match=r"different lengths: \[1, 2\]"):
+        VectorStore.from_parquet(path, kind="k", encoder_fingerprint="e")
+    pl.DataFrame({"id": [7, 8]}).write_parquet(path)
+    with pytest.raises(ValueError, match="needs the columns id and vector"):
+        VectorStore.from_parquet(path)
+
+
 def test_reading_vectors_does_not_load_torch():
     code = "import sys, embeddings.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
