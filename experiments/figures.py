@@ -127,16 +127,16 @@ def figure_5(
     margin = 0.05 * max(float(np.ptp(everything)), 0.1)
     grid = np.linspace(everything.min() - margin, everything.max() + margin, 240)
     with style():
-        figure, axes = panels(len(known), 1, width=6.8, height=0.4 + 2.1 * len(known), sharex=True)
+        figure, axes = panels(len(known), 1, width=8.6, height=0.4 + 2.1 * len(known), sharex=True)
         for ax, (name, by_label) in zip(axes[:, 0], known.items(), strict=True):
             given = (auc_2v1 or {}).get(name)
-            ax.set_title(f"{name}   {_auc_text(by_label, given)}")
+            ax.set_title(f"{name}: {_auc_text(by_label, given)}")
             for label, (color, line) in CLASS_LINES.items():
                 if label in by_label:
                     density = _density(by_label[label], grid)
                     ax.fill_between(grid, density, color=color, alpha=0.16, linewidth=0)
                     ax.plot(grid, density, color=color, linestyle=line)
-            _name_classes(ax, by_label, grid)
+            _name_classes(ax, by_label)
             ax.set_yticks([])
             ax.set_ylabel("density")
             ax.grid(axis="y", visible=False)
@@ -347,18 +347,15 @@ def _density(value_N: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray
     return kernel @ share / (width * math.sqrt(2 * math.pi))
 
 
-def _name_classes(
-    ax: Axes, by_label: Mapping[int, NDArray[np.float64]], grid: NDArray[np.float64]
-) -> None:
-    """Name the classes in a legend on the emptier side; at their peaks the names would overlap."""
+def _name_classes(ax: Axes, by_label: Mapping[int, NDArray[np.float64]]) -> None:
+    """Name the classes beside the panel; within it the names would lie on the curves."""
     marks = [
         Line2D([], [], color=color, linestyle=line, linewidth=1.8,
-               label=f"{label} {CLASS_NAMES[label]} ({len(by_label[label]):,} pairs)")
+               label=f"{label} {CLASS_NAMES[label]}\n({len(by_label[label]):,} pairs)")
         for label, (color, line) in CLASS_LINES.items()
         if label in by_label
     ]  # fmt: skip
-    left = float(np.mean([np.median(c) for c in by_label.values()])) > float(np.mean(grid[[0, -1]]))
-    ax.legend(handles=marks, loc="upper left" if left else "upper right", fontsize=8)
+    ax.legend(handles=marks, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5)
 
 
 def _decade_ticks(low: float, high: float) -> FixedLocator:

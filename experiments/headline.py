@@ -6,16 +6,8 @@ import math
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, VariantResult
+from experiments.report_ab import LIFT_NAMES, arms
 from experiments.report_content import ReportContent
-
-LIFT_NAMES = {
-    "ctr": "click-through rate",
-    "cvr": "conversion rate (purchases per click)",
-    "rpm": "revenue per 1,000 impressions",
-    "cpc": "price per click",
-    "welfare": "advertiser value per 1,000 impressions",
-    "relevance": "mean relevance shown",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,29 +38,23 @@ def best_variant(comparison: Comparison | None) -> VariantResult | None:
     return (shipping or list(comparison.candidates))[0]
 
 
-def arms(content: ReportContent) -> tuple[str, str]:
-    """Names of control and treatment, from the settings."""
-    ab = content.config.get("ab")
-    ab = ab if isinstance(ab, dict) else {}
-    return str(ab.get("control", "control")), str(ab.get("treatment", "treatment"))
-
-
 def headline(content: ReportContent) -> str:
-    """The answer in one sentence; intervals stand in the tiles below it."""
+    """The answer in one sentence, with both of its intervals."""
     comparison, best = content.comparison, best_variant(content.comparison)
     if comparison is None or best is None:
         return "No verdict: nothing was compared."
-    over = f"{number(best.delta_auc, '{:+.4f}')} AUC against {comparison.baseline}"
-    if best.delta_placebo is not None:
-        over += f", {number(best.delta_placebo, '{:+.4f}')} against the better placebo"
+    over = _against(comparison.baseline, best.delta_auc, best.delta_auc_low, best.delta_auc_high)
+    if comparison.placebo is None or best.delta_placebo is None:
+        return f"No verdict is possible without a placebo: the best is {best.name}, {over}."
+    placebo = f"{comparison.placebo}, the better placebo"
+    over += " and " + _against(
+        placebo, best.delta_placebo, best.delta_placebo_low, best.delta_placebo_high
+    )
     if best.ships:
-        return f"{best.name} is worth shipping: {over}, both beyond chance."
-    if comparison.placebo is None:
-        return f"No verdict is possible without a placebo: the best is {best.name} ({over})."
+        return f"{best.name} is worth shipping: {over}; both intervals lie above zero."
     nothing = f"Nothing is worth shipping: the best, {best.name}, is not clearly above"
-    if not best.above_baseline:
-        return f"{nothing} {comparison.baseline} ({over})."
-    return f"{nothing} a placebo ({over})."
+    missed = comparison.baseline if not best.above_baseline else "a placebo"
+    return f"{nothing} {missed}: {over}."
 
 
 def verdict_rest(content: ReportContent) -> str:
@@ -147,5 +133,10 @@ def tiles(content: ReportContent) -> list[Tile]:
     return shown
 
 
+def _against(reference: str, value: float, low: float | None, high: float | None) -> str:
+    return f"{number(value, '{:+.4f}')} AUC {_range(low, high, '{:+.4f}')} against {reference}"
+
+
 def _range(low: float | None, high: float | None, pattern: str) -> str:
-    return f"[{number(low, pattern)}, {number(high, pattern)}]"
+    # A line that ends between the two would make them hard to read as one.
+    return f"[{number(low, pattern)},\N{NO-BREAK SPACE}{number(high, pattern)}]"

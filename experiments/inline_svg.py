@@ -56,8 +56,8 @@ def inline_svg(svg: bytes, *, prefix: str, label: str) -> str:
     width = float(box[2])
     for name in ("width", "height", "version"):
         clean.attrib.pop(name, None)
-    # Matplotlib counts in points, the page in pixels; narrower than drawn, text is too small.
-    clean.set("style", f"max-width:{width * 4 / 3:.0f}px;min-width:{width:.0f}px")
+    # Matplotlib counts in points, the page in pixels; much narrower than drawn, text is too small.
+    clean.set("style", f"max-width:{width * 4 / 3:.0f}px;min-width:{width * 1.15:.0f}px")
     clean.set("role", "img")
     clean.set("aria-label", label)
     return ElementTree.tostring(clean, encoding="unicode")

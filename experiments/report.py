@@ -7,7 +7,6 @@ reaches for the network. It is made from the files of a run folder alone (see
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,10 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from experiments.comparison import Comparison, VariantResult
+from experiments.comparison import Comparison
 from experiments.figure_style import THEME
-from experiments.figures import training_curves
-from experiments.forest import ForestRow, Interval, LiftRow, ab_forest, variant_forest
 from experiments.headline import (
-    LIFT_NAMES,
     ab_sentence,
-    arms,
     best_variant,
     headline,
     headroom,
@@ -30,12 +25,15 @@ from experiments.headline import (
     tiles,
     verdict_rest,
 )
-from experiments.inline_svg import inline_svg
+from experiments.leak_checks import check_results
 from experiments.records import write_bytes
-from experiments.report_content import FigureImage, ReportContent, read_report_content
+from experiments.report_ab import LIFT_NAMES, ab_section
+from experiments.report_content import SCORED_TOGETHER, ReportContent, read_report_content
+from experiments.report_figures import EXCHANGE_NAMES, figure_markup, page_figures
+from experiments.report_honesty import honesty
+from experiments.slice_comparison import SliceResult
 
 REPORT = "report.html"
-LARGEST_FIGURE_BYTES = 1_500_000
 LARGEST_PAGE_BYTES = 5_000_000
 
 MEASURE_NAMES = {
@@ -59,11 +57,12 @@ EMBEDDING_NAMES = {
     "off_the_shelf": "off the shelf, frozen",
 }
 
-PLACED = ("variants", "ab", "figure_4", "figure_5", "calibration", "training")
-"""Figures that have their place on the page; others follow after them."""
-_PARTS = frozenset(
-    {"comparison", "ab", "embeddings", "figure_4", "figure_5", "calibration", "training", "oracle"}
+PLACED = frozenset(
+    {"variants", "slices", "exchange", "ab", "ab_looks", "ab_distortions"}
+    | {"figure_3", "figure_4", "figure_5", "calibration", "training"}
 )
+"""Figures that have their place on the page; others follow after them."""
+_PARTS = PLACED | {"comparison", "embeddings", "oracle", "leak_checks"}
 
 
 def write_report(run_folder: Path | str) -> Path:
@@ -77,8 +76,8 @@ def write_report(run_folder: Path | str) -> Path:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If a file of the run is damaged or of another version; it is named, and an
-            older report stays as it was.
+        ValueError: If a file of the run is damaged or of another version, or the page would be too
+            large; the file is named, and an older report stays as it was.
     """
     page = render_report(read_report_content(run_folder))
     path = Path(run_folder) / REPORT
@@ -98,7 +97,8 @@ def render_report(content: ReportContent) -> str:
         The page, below 5 MB.
 
     Raises:
-        ValueError: If a figure is no drawing (see ``inline_svg``).
+        ValueError: If a figure is no drawing (see ``inline_svg``), or the words and tables alone
+            are too large for a page.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -110,15 +110,21 @@ def render_report(content: ReportContent) -> str:
     environment.filters |= {
         "auc": lambda value: number(value, "{:.4f}"),
         "signed": lambda value: number(value, "{:+.4f}"),
+        "point": lambda value: number(value, "{:+.5f}"),
         "percent": lambda value: number(value, "{:+.1%}"),
         "share": lambda value: number(value, "{:.2%}"),
+        "whole": lambda value: number(value, "{:.0%}"),
         "count": lambda value: number(value, "{:,.0f}"),
+        "mebibytes": lambda value: number(value / 2**20, "{:,.0f} MiB"),
+        "p_value": lambda value: "< 0.0001" if value < 0.0001 else f"{value:.4f}",
         "duration": _duration,
         "breakable": _breakable,
         "sentence": lambda text: text if text.endswith((".", "?", "!")) else f"{text}.",
     }
+    figures, oracle_auc = page_figures(content), content.metrics.get("oracle.auc")
     page = environment.get_template("report.html.j2").render(
         content=content,
+        comparison=content.comparison,
         theme=THEME,
         best=best_variant(content.comparison),
         headroom=headroom(content),
@@ -127,20 +133,29 @@ def render_report(content: ReportContent) -> str:
         ab_sentence=ab_sentence(content),
         tiles=tiles(content),
         variant_rows=_variant_rows(content.comparison),
-        slices=_slices(content),
+        slices=_slices(content.comparison),
+        ab=ab_section(content),
         lift_names=LIFT_NAMES,
-        arms=arms(content),
         embeddings=_embedding_table(content.embeddings),
+        exchange_names=EXCHANGE_NAMES,
+        leaks=(*content.leaks, *check_results(content.comparison, oracle_auc)),
+        honesty=honesty(content.self_test),
         costs=_costs(content),
+        scored_together=SCORED_TOGETHER,
         settings=json.dumps(content.config, indent=2, ensure_ascii=False),
-        figures=_figures(content),
-        captions={figure.name: figure.caption for figure in content.figures},
-        extra=[figure for figure in content.figures if figure.name not in PLACED],
+        figures=figure_markup(figures),
+        captions={figure.name: figure.caption for figure in figures},
+        extra=[figure for figure in figures if figure.name not in PLACED],
         missing_variants={
             name: why for name, why in content.notes.left_out.items() if name not in _PARTS
         },
     )
-    assert len(page.encode()) < LARGEST_PAGE_BYTES, "the figures' budget should prevent this"
+    if (size := len(page.encode())) >= LARGEST_PAGE_BYTES:
+        raise ValueError(
+            f"the page would have {size / 1e6:.1f} MB, more than {LARGEST_PAGE_BYTES / 1e6:.0f}; "
+            "figures are limited, so it is words or tables: does config.json or notes.json hold "
+            "data?"
+        )
     return page
 
 
@@ -181,17 +196,12 @@ def _variant_rows(comparison: Comparison | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _slices(content: ReportContent) -> dict[str, dict[str, float]]:
-    """Slice to variant to AUC, from ``VARIANT.slice.SLICE.auc`` of the flat figures."""
-    names = [row.name for row in content.comparison.rows] if content.comparison else []
-    table: dict[str, dict[str, float]] = {}
-    for name in names:
-        start, end = f"{name}.slice.", ".auc"
-        for key, value in content.metrics.items():
-            if key.startswith(start) and key.endswith(end):
-                table.setdefault(key[len(start) : -len(end)], {})[name] = value
-    # Cold beside warm products, head beside tail queries.
-    return dict(sorted(table.items(), key=lambda pair: (pair[0].split("_")[-1], pair[0])))
+def _slices(comparison: Comparison | None) -> dict[str, dict[str, SliceResult]]:
+    """Part of the test impressions to variant to its figures there; empty without any."""
+    table: dict[str, dict[str, SliceResult]] = {}
+    for part in comparison.slices if comparison is not None else ():
+        table.setdefault(part.slice, {})[part.variant] = part
+    return table
 
 
 def _embedding_table(embeddings: dict[str, dict[str, float | None]]) -> dict[str, Any]:
@@ -224,87 +234,6 @@ def _costs(content: ReportContent) -> list[dict[str, Any]]:
         name = key.removesuffix(".fit_seconds")
         if name != key and name not in known:
             parameters = content.metrics.get(f"{name}.parameters")
-            costs.append({"what": name, "seconds": seconds, "parameters": parameters})
+            cost = {"what": name, "seconds": seconds, "parameters": parameters}
+            costs.append({**cost, "peak_bytes": None, "score_ms": None})
     return costs
-
-
-def _figures(content: ReportContent) -> dict[str, markupsafe.Markup]:
-    """Every figure as markup: the stored ones, and those drawn here from the records.
-
-    A figure that is too large for the page gives its place to a sentence that says so.
-    """
-    markup: dict[str, markupsafe.Markup] = {}
-    left = LARGEST_PAGE_BYTES - 1_000_000
-    for figure in content.figures + _drawn(content):
-        size = len(figure.image) if figure.is_svg else len(figure.image) * 4 // 3
-        if size > min(LARGEST_FIGURE_BYTES, left):
-            sentence = markupsafe.escape(
-                f"{figure.title}: {size / 1e6:.1f} MB are too many for this page; see the file "
-                f"figures/{figure.name} of the run."
-            )
-            markup[figure.name] = markupsafe.Markup(f'<p class="absent">{sentence}</p>')
-            continue
-        left -= size
-        markup[figure.name] = _image(figure)
-    return markup
-
-
-def _image(figure: FigureImage) -> markupsafe.Markup:
-    if figure.is_svg:
-        # Parsed, checked and written anew by inline_svg, text escaped.
-        return markupsafe.Markup(inline_svg(figure.image, prefix=figure.name, label=figure.title))
-    data = base64.b64encode(figure.image).decode("ascii")
-    label = markupsafe.escape(figure.title)
-    return markupsafe.Markup(f'<img alt="{label}" src="data:image/png;base64,{data}">')
-
-
-def _drawn(content: ReportContent) -> tuple[FigureImage, ...]:
-    """The figures that the records suffice for, where the run stored none of that name."""
-    images: dict[str, tuple[str, bytes]] = {}
-    comparison, ab = content.comparison, content.ab
-    if comparison is not None and len(comparison.rows) > 1:
-        rows = [_forest_row(one["row"], one["placebo"]) for one in _variant_rows(comparison)
-                if one["row"].name != comparison.baseline]  # fmt: skip
-        image = variant_forest(
-            rows,
-            baseline=comparison.baseline,
-            placebo=comparison.placebo,
-            confidence=comparison.confidence,
-        )
-        images["variants"] = ("Differences in AUC with their intervals", image)
-    if ab is not None and ab.lifts:
-        control, treatment = arms(content)
-        lifts = [
-            LiftRow(
-                name=LIFT_NAMES.get(name, name),
-                lift=Interval(value=lift.lift, low=lift.low, high=lift.high),
-                true=lift.true,
-            )
-            for name, lift in ab.lifts.items()
-        ]
-        image = ab_forest(lifts, control=control, treatment=treatment, confidence=ab.confidence)
-        images["ab"] = ("Lifts of the A/B test with their intervals", image)
-    if content.training.curves:
-        images["training"] = ("Training curves", training_curves(content.training.curves))
-    return tuple(
-        FigureImage(name=name, title=title, caption="", image=image)
-        for name, (title, image) in images.items()
-        if content.figure(name) is None
-    )
-
-
-def _forest_row(row: VariantResult, placebo: bool) -> ForestRow:
-    against_placebo = None
-    if row.delta_placebo is not None:
-        assert row.delta_placebo_low is not None and row.delta_placebo_high is not None
-        against_placebo = Interval(
-            value=row.delta_placebo, low=row.delta_placebo_low, high=row.delta_placebo_high
-        )
-    return ForestRow(
-        name=row.name,
-        against_baseline=Interval(
-            value=row.delta_auc, low=row.delta_auc_low, high=row.delta_auc_high
-        ),
-        against_placebo=against_placebo,
-        is_placebo=placebo,
-    )

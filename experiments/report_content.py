@@ -5,12 +5,15 @@ out with the reason given in ``notes.json``:
 
     comparison.json            ``Comparison.to_json``: variants, differences, verdict
     ab.json                    ``AbResult.to_json``: lifts of the simulated A/B test
+    ab/NAME/ab.json            the same of experiments run afterwards by ``adtower simulate``
     metrics.json               flat figures; read here: ``oracle.auc``,
-                               ``oracle_without_position.auc``, ``VARIANT.slice.SLICE.auc``,
-                               ``VARIANT.fit_seconds``, ``VARIANT.parameters``
+                               ``oracle_without_position.auc``, ``VARIANT.fit_seconds``,
+                               ``VARIANT.parameters``
     embedding_evaluation.json  kind of vectors to its measures by name
     data.json                  ``DataSummary``
     training.json              ``TrainingRecord``: curves and costs
+    leak_checks.json           signs of a leak that were looked for, ``leak_checks.LeakCheck``
+    selftest.json              what ``adtower simulate --selftest --json`` wrote
     environment.json           ``records.Environment``
     config.json                the settings, any JSON object
     notes.json                 ``Notes``: command, meanings, limits, reasons for what is missing
@@ -29,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from experiments.ab_result import AbResult
 from experiments.comparison import Comparison
 from experiments.figures import Curve
+from experiments.leak_checks import LEAK_CHECKS, LeakCheck
 from experiments.records import (
     ENVIRONMENT,
     METRICS,
@@ -38,11 +42,15 @@ from experiments.records import (
     write_bytes,
     write_json,
 )
+from experiments.self_test import SelfTest
 
 FIGURES = "figures"
 FIGURE_INDEX = "figures.json"
 NOTES = "notes.json"
 TRAINING = "training.json"
+SELF_TEST = "selftest.json"
+SCORED_TOGETHER = 100
+"""Candidates of one request, when the time to score them is taken."""
 
 
 class _Record(BaseModel):
@@ -58,6 +66,10 @@ class Cost(_Record):
     """Wall time."""
     parameters: int | None = None
     """Learned numbers, where it learns."""
+    peak_bytes: int | None = None
+    """Most memory that the process held which did it."""
+    score_ms: float | None = None
+    """Time to score ``SCORED_TOGETHER`` rows at once, where it is a click model."""
 
 
 class TrainingRecord(_Record):
@@ -104,6 +116,8 @@ class Notes(_Record):
     """Warnings that belong to this run, one sentence each."""
     left_out: dict[str, str] = Field(default_factory=dict)
     """Why a part is missing, by part (comparison, ab, embeddings, figure_4, ...) or variant."""
+    fingerprints: dict[str, str] = Field(default_factory=dict)
+    """What else a repeat must agree with, such as the vectors, by name."""
 
 
 class FigureRecord(_Record):
@@ -139,6 +153,12 @@ class ReportContent(_Record):
     comparison: Comparison | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     ab: AbResult | None = None
+    further_ab: dict[str, AbResult] = Field(default_factory=dict)
+    """Experiments run afterwards, by the name of their folder."""
+    leaks: tuple[LeakCheck, ...] = ()
+    """What the data was searched for."""
+    self_test: dict[str, float] = Field(default_factory=dict)
+    """Figures of the test of the A/B test itself, flat."""
     embeddings: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """Kind of vectors to measure to value."""
     figures: tuple[FigureImage, ...] = ()
@@ -257,6 +277,12 @@ def read_report_content(run_folder: Path | str) -> ReportContent:
         comparison=Comparison.from_json(comparison) if comparison else None,
         metrics=read_metrics(folder / METRICS) if (folder / METRICS).is_file() else {},
         ab=AbResult.from_json(ab) if ab else None,
+        further_ab={
+            file.parent.name: AbResult.from_json(file.read_text(encoding="utf-8"))
+            for file in sorted(folder.glob("ab/*/ab.json"))
+        },
+        leaks=_read(folder / LEAK_CHECKS, tuple[LeakCheck, ...]) or (),
+        self_test=_self_test(folder / SELF_TEST),
         embeddings=_read(folder / "embedding_evaluation.json", dict[str, dict[str, float | None]])
         or {},
         figures=tuple(
@@ -273,6 +299,14 @@ def read_report_content(run_folder: Path | str) -> ReportContent:
         environment=_read(folder / ENVIRONMENT, Environment),
         config=_read(folder / "config.json", dict[str, Any]) or {},
     )
+
+
+def _self_test(path: Path) -> dict[str, float]:
+    """The run's own file of figures, or those that come with this version, or none."""
+    if path.is_file():
+        return read_metrics(path)
+    stored = SelfTest.stored()
+    return {} if stored is None else stored.to_metrics()
 
 
 def _read(path: Path, kind: Any) -> Any:

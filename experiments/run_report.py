@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,18 +11,17 @@ import numpy as np
 from embeddings.evaluate import figure_data
 from embeddings.relevance_split import split_relevance
 from experiments.category_map import category_map
-from experiments.figures import (
-    Curve,
-    calibration_figure,
-    figure_4,
-    figure_5,
-    training_curves,
-)
-from experiments.forest import ForestRow, Interval, LiftRow, ab_forest, variant_forest
+from experiments.figures import Curve, calibration_figure, figure_4, figure_5
+from experiments.headline import best_variant
+from experiments.leak_checks import LEAK_CHECKS, check_leaks
+from experiments.model_figure import figure_3
+from experiments.model_shape import read_model_shape
 from experiments.records import write_json
+from experiments.repeat_command import repeat_command
 from experiments.report import write_report
 from experiments.report_content import (
     NOTES,
+    SCORED_TOGETHER,
     TRAINING,
     Cost,
     Notes,
@@ -30,6 +29,7 @@ from experiments.report_content import (
     curve_of_history,
     write_figure,
 )
+from experiments.training import limited_threads
 from experiments.variants import CONTROLS, VectorSource
 from ranking.calibration import reliability_curve
 
@@ -39,88 +39,42 @@ if TYPE_CHECKING:
 
 TrainedByName = Mapping[str, "list[Trained]"]
 
-AB_NAMES = {"ctr": "CTR", "cvr": "CVR", "rpm": "revenue per mille"}
+REPEATS = 20
+"""Requests scored to take the median time of one."""
 
 
 def write_run_report(line: Run, trained: TrainedByName, result: RunResult) -> None:
-    """Draw the figures of a run, write its records and its page."""
-    curves = _curves(line, trained)
-    write_json(
-        line.folder.path / TRAINING, TrainingRecord(curves=curves, costs=_costs(line, trained))
-    )
-    for draw in (_forest, _ab_forest, _figure_4, _figure_5, _calibration):
+    """Draw the figures that need models or vectors, write a run's records and its page.
+
+    What the records suffice for is drawn when the page is made.
+    """
+    folder = line.folder.path
+    record = TrainingRecord(curves=_curves(line, trained), costs=_costs(line, trained))
+    write_json(folder / TRAINING, record)
+    leaks = check_leaks(line.dataset, line.split)
+    write_json(folder / LEAK_CHECKS, [check.model_dump() for check in leaks])
+    for draw in (_figure_3, _figure_4, _figure_5, _calibration):
         draw(line, trained, result)
-    if curves:
-        write_figure(
-            line.folder.path,
-            "training",
-            training_curves(curves),
-            title="Training",
-            caption="Loss by step of the embedding stages, and validation log loss of each click "
-            "model by epoch (first seed).",
-        )
-    write_json(line.folder.path / NOTES, _notes(line, result))
-    write_report(line.folder.path)
+    write_json(folder / NOTES, _notes(line, trained, result))
+    write_report(folder)
 
 
-def _forest(line: Run, trained: TrainedByName, result: RunResult) -> None:
-    comparison = result.comparison
-    if comparison is None:
+def _figure_3(line: Run, trained: TrainedByName, result: RunResult) -> None:
+    towers = [name for name, seeds in trained.items() if seeds[0].variant.model == "tower"]
+    best = best_variant(result.comparison)
+    wanted = [best.name] if best is not None else []
+    wanted += [line.config.ab.treatment, *reversed(towers)]
+    name = next((name for name in wanted if name in towers), None)
+    if name is None:
+        line.left_out["figure_3"] = "no click network was trained, only other kinds of models"
         return
-    rows = [
-        ForestRow(
-            name=row.name,
-            against_baseline=_interval(row.delta_auc, row.delta_auc_low, row.delta_auc_high),
-            against_placebo=None
-            if row.delta_placebo is None
-            or row.delta_placebo_low is None
-            or row.delta_placebo_high is None
-            else _interval(row.delta_placebo, row.delta_placebo_low, row.delta_placebo_high),
-            is_placebo=row.name in CONTROLS,
-        )
-        for row in comparison.rows
-        if row.name != comparison.baseline
-    ]
-    image = variant_forest(
-        rows,
-        baseline=comparison.baseline,
-        placebo=comparison.placebo,
-        confidence=comparison.confidence,
-    )
     write_figure(
         line.folder.path,
-        "variants",
-        image,
-        title="What each variant is worth",
-        caption="Difference in test AUC with user-clustered intervals, Holm-corrected over the "
-        "set. A vector is worth shipping if it clears zero in both panels.",
-    )
-
-
-def _ab_forest(line: Run, trained: TrainedByName, result: RunResult) -> None:
-    if result.ab is None:
-        return
-    rows = [
-        LiftRow(
-            name=AB_NAMES.get(lift.name, lift.name),
-            lift=_interval(lift.lift, lift.low, lift.high),
-            true=lift.true,
-        )
-        for lift in result.ab.lifts.values()
-    ]
-    image = ab_forest(
-        rows,
-        control=line.config.ab.control,
-        treatment=line.config.ab.treatment,
-        confidence=result.ab.confidence,
-    )
-    write_figure(
-        line.folder.path,
-        "ab",
-        image,
-        title="Simulated A/B test",
-        caption="Relative lift with user-level intervals; the true lift is what both rankings of "
-        "all requests would have earned in expectation.",
+        "figure_3",
+        figure_3(read_model_shape(trained[name][0].folder / "model")),
+        title=f"Figure 3: the click network of {name}",
+        caption=f"The network of {name}, first seed, read from its stored weights. From top to "
+        "bottom: what is known of an impression, the towers, the layers over both, the logit.",
     )
 
 
@@ -188,10 +142,6 @@ def _calibration(line: Run, trained: TrainedByName, result: RunResult) -> None:
     )
 
 
-def _interval(value: float, low: float, high: float) -> Interval:
-    return Interval(value=value, low=low, high=high)
-
-
 def _shown_sources(trained: TrainedByName) -> dict[str, VectorSource]:
     """The two kinds of vectors that Figures 4 and 5 set side by side, those there are."""
     used = {seeds[0].variant.vectors for seeds in trained.values()}
@@ -227,25 +177,45 @@ def _costs(line: Run, trained: TrainedByName) -> tuple[Cost, ...]:
             what=name,
             seconds=float(np.mean([one.seconds for one in seeds])),
             parameters=seeds[0].parameters,
+            peak_bytes=max(one.peak_bytes for one in seeds),
+            score_ms=_score_ms(line, seeds[0]),
         )
         for name, seeds in trained.items()
     )
     return (*line.vectors.costs(), *click_models)
 
 
-def _notes(line: Run, result: RunResult) -> Notes:
-    config = line.config
-    command = ["adtower", "run", "--data", str(config.data), "--out", str(config.out)]
-    command += ["--seed", str(config.seed), "--seeds", str(config.seeds)]
-    if config.variants is not None:
-        command += ["--variants", *config.variants]
+def _score_ms(line: Run, trained: Trained) -> float:
+    """Median time to score as many rows as a request has candidates, all inputs at hand."""
+    model, vectors = trained.model(), line.joined(trained.variant)
+    rows = line.parts.test.take(slice(0, SCORED_TOGETHER))
+    with limited_threads(line.config.threads):
+        # The first calls pay for what is set up once.
+        seconds = [_seconds(lambda: model.predict_proba(rows, vectors)) for _ in range(REPEATS + 3)]
+    return 1000 * float(np.median(seconds[3:]))
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    do()
+    return time.perf_counter() - began
+
+
+def _notes(line: Run, trained: TrainedByName, result: RunResult) -> Notes:
     limits = []
     if result.comparison is not None and (leak := result.comparison.leak_warning()):
         limits.append(leak)
+    vectors = {seeds[0].variant.vectors: seeds[0].variant for seeds in trained.values()}
+    joined = {source: line.joined(variant) for source, variant in vectors.items()}
     return Notes(
         title=f"What are embeddings worth? {line.dataset.spec.name}",
-        command=shlex.join(command),
+        command=repeat_command(line.config),
         meanings={variant.name: variant.meaning for variant in line.variants},
         limits=tuple(limits),
         left_out=line.left_out,
+        fingerprints={
+            f"vectors, {str(source).replace('_', ' ')}": one.fingerprint
+            for source, one in joined.items()
+            if one is not None
+        },
     )
