@@ -5,7 +5,8 @@ SHA-256 of both files with the manifest before a value is used: a flipped bit lo
 murmur otherwise. ``store_parts`` writes stores that do not fit in memory, ``store_forms`` smaller
 ones.
 
-Shape letters: V vectors of a store, D embedding size, N ids looked up.
+Shape letters: V vectors of a store, D embedding size, N ids looked up or rows of a block, Q
+queries.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class VectorStore:
             dtype="float32",
             unit_length=bool(np.all((np.abs(length_V - 1) < 1e-3) | (length_V == 0))),
             vectors_sha256=hashlib.sha256(vectors_VD.tobytes()).hexdigest(),
-            ids_sha256=hashlib.sha256(_ids_bytes(ids)).hexdigest(),
+            ids_sha256=hashlib.sha256(ids_bytes(ids)).hexdigest(),
             preprocessing=dict(preprocessing or {}),
         )
         return cls(ids, vectors_VD, manifest)
@@ -183,7 +184,7 @@ class VectorStore:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             np.save(unfinished / "vectors.npy", store.vectors_VD)
-            (unfinished / "ids.json").write_bytes(_ids_bytes(ids))
+            (unfinished / "ids.json").write_bytes(ids_bytes(ids))
             (unfinished / "manifest.json").write_text(
                 json.dumps(asdict(store.manifest), indent=1), encoding="utf-8"
             )
@@ -215,12 +216,12 @@ class VectorStore:
         if manifest.format != FORMAT:
             raise ValueError(f"{folder} has format {manifest.format!r}; this reader knows {FORMAT}")
         ids_bytes = (folder / "ids.json").read_bytes()
-        _refuse_damage(folder / "ids.json", ids_bytes, manifest.ids_sha256)
+        refuse_damage(folder / "ids.json", ids_bytes, manifest.ids_sha256)
         try:
             vectors_VD = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise ValueError(f"{folder}/vectors.npy cannot be read: {error}") from error
-        _refuse_damage(folder / "vectors.npy", vectors_VD, manifest.vectors_sha256)
+        refuse_damage(folder / "vectors.npy", vectors_VD, manifest.vectors_sha256)
         ids = json.loads(ids_bytes)
         if vectors_VD.shape != (manifest.count, manifest.dim) or len(ids) != manifest.count:
             raise ValueError(
@@ -249,6 +250,14 @@ class VectorStore:
     def block(self, start: int, stop: int) -> NDArray[np.float32]:
         """The vectors of the rows ``start`` to ``stop - 1``."""
         return np.asarray(self.vectors_VD[start:stop])
+
+    def scores(self, query_QD: NDArray[np.floating], start: int, stop: int) -> NDArray[np.float32]:
+        """Inner product of queries with the rows ``start`` to ``stop - 1``, (Q, N).
+
+        Summed in float64, so that two equal vectors score the same wherever blocks begin.
+        """
+        block_ND = self.block(start, stop).astype(np.float64)
+        return (query_QD.astype(np.float64) @ block_ND.T).astype(np.float32)
 
     def row_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return each id's row, or -1 where the id is unknown, shape (N,)."""
@@ -363,11 +372,17 @@ def publish_(unfinished: Path, folder: Path) -> None:
     folder.chmod(0o755)
 
 
-def _ids_bytes(ids: Sequence[str]) -> bytes:
+def ids_bytes(ids: Sequence[str]) -> bytes:
+    """Ids as ids.json holds them."""
     return json.dumps(list(ids), ensure_ascii=False).encode()
 
 
-def _refuse_damage(path: Path, content: bytes | NDArray[np.float32], expected: str) -> None:
+def refuse_damage(path: Path, content: bytes | NDArray[Any], expected: str) -> None:
+    """Refuse a file whose content does not have the SHA-256 of its manifest.
+
+    Raises:
+        ValueError: Naming the file.
+    """
     raw = content if isinstance(content, bytes) else np.ascontiguousarray(content).data
     if hashlib.sha256(raw).hexdigest() != expected:
         raise ValueError(
