@@ -132,8 +132,8 @@ def distortion_figure(
                 ax.plot(gated, y, "s", markersize=6, markeredgecolor=BLUE, markerfacecolor=PAPER,
                         markeredgewidth=1.5)  # fmt: skip
             ax.set_title(names.get(name, name), wrap=True, fontsize=9.5)
-            ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:+g}%" if v else "0"))
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
+            ax.xaxis.set_major_formatter(FuncFormatter(_percent))
             ax.margins(x=0.12)
             ax.spines["left"].set_visible(False)
             ax.grid(axis="y", visible=False)
@@ -151,6 +151,10 @@ def distortion_figure(
         ]  # fmt: skip
         figure.legend(handles=marks, loc="outside upper left", ncols=2, fontsize=8.5)
         return image_bytes(figure, image_format)
+
+
+def _percent(value: float, _: int | None) -> str:
+    return f"{value:+g}%".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
 def _from_the_middle_on(ax: Axes, edges: np.ndarray, looks: Sequence[Look]) -> None:

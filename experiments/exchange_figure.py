@@ -12,7 +12,6 @@ from experiments.comparison import Comparison
 from experiments.exchange_rate import ExchangeRate
 from experiments.figure_style import (
     BLUE,
-    GRID,
     INK,
     MUTED,
     PAPER,
@@ -45,7 +44,7 @@ def exchange_figure(
     if not rates:
         raise ValueError(f"no exchange rate of {', '.join(measures)} was computed")
     with style():
-        figure, axes = panels(1, len(rates), width=4.4 * len(rates), height=3.5, sharey=True)
+        figure, axes = panels(1, len(rates), width=4.4 * len(rates), height=3.5)
         for ax, rate in zip(axes[0], rates, strict=True):
             _panel(ax, comparison, rate)
             ax.set_xlabel(f"{names.get(rate.measure, rate.measure)} of the vectors, no clicks used")
@@ -59,14 +58,15 @@ def _panel(ax: Axes, comparison: Comparison, rate: ExchangeRate) -> None:
     y = np.array([row.auc for row in rows])
     ends = np.array([x.min(), x.max()])
     ax.plot(ends, y.mean() + rate.slope * (ends - x.mean()), color=BLUE, linewidth=1.4)
-    ax.vlines(x, [row.auc_low for row in rows], [row.auc_high for row in rows], color=GRID)
+    room = float(np.ptp(y)) or 0.01
     for one, row in zip(x, rows, strict=True):
         placebo = row.name in comparison.controls
         ax.plot(one, row.auc, "o" if not placebo else "x", color=MUTED if placebo else BLUE,
-                markersize=6, markeredgewidth=1.6)  # fmt: skip
+                markersize=6, markeredgewidth=1.6, zorder=5)  # fmt: skip
     middle = (x.min() + x.max()) / 2
+    ax.set_ylim(y.min() - 0.18 * room, y.max() + 0.3 * room)
     low, high = ax.get_ylim()
-    gap, floor = 0.062 * (high - low), -np.inf
+    gap = 0.07 * (high - low)
     # Names are moved apart upwards, each side of the panel by itself.
     for side in (True, False):
         floor = -np.inf
@@ -80,6 +80,7 @@ def _panel(ax: Axes, comparison: Comparison, rate: ExchangeRate) -> None:
                 va="center",
                 fontsize=8,
                 color=INK,
+                zorder=4,
                 bbox={
                     "boxstyle": "round,pad=0.1",
                     "facecolor": PAPER,

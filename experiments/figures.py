@@ -95,7 +95,8 @@ def figure_4(maps: Sequence[CategoryMap], *, image_format: ImageFormat = "svg") 
                     alpha=0.75,
                 )
             _name_in_place(ax, one)
-            ax.set_title(f"{one.name}\nsilhouette {one.silhouette:.3f}", linespacing=1.4)
+            silhouette = f"{one.silhouette:.3f}".replace("-", "\N{MINUS SIGN}")
+            ax.set_title(f"{one.name}\nsilhouette {silhouette}", linespacing=1.4)
         return image_bytes(figure, image_format)
 
 
@@ -189,6 +190,9 @@ def calibration_figure(
                 axis.set_major_locator(_decade_ticks(low, high))
                 axis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g}%"))
                 axis.set_minor_locator(NullLocator())
+        for ax in axes.flat[max(len(curves) - columns, 0) : len(curves)]:
+            # The last of each column; below it there may be an empty place.
+            ax.tick_params(labelbottom=True)
         figure.supxlabel("predicted click rate", color=MUTED, fontsize=10)
         figure.supylabel("observed click rate", color=MUTED, fontsize=10)
         return image_bytes(figure, image_format)

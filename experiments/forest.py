@@ -195,6 +195,8 @@ def ab_forest(
             if row.true is not None:
                 ax.plot([row.true] * 2, [i - 0.44, i + 0.44], color=VERMILLION, linewidth=1.6,
                         linestyle=(0, (2, 1.2)), zorder=4)  # fmt: skip
+        reach = _reach(rows)
+        ax.set_xlim(-reach, reach)
         ax.xaxis.set_major_formatter(lambda value, _: _percent_tick(value))
         ax.set_xlabel(f"relative lift (per cent), {confidence:.0%} interval over users")
         _explain(figure, ax, kinds, known, any(row.detectable is not None for row in rows))
@@ -216,6 +218,17 @@ def _explain(figure: Figure, ax: Axes, kinds: Sequence[LiftKind], known: bool, b
         marks.append(Patch(facecolor=MUTED, alpha=0.16, label="too small to be found"))
     if marks:
         figure.legend(handles=marks, loc="outside lower left", ncols=3, fontsize=8.5)
+
+
+def _reach(rows: Sequence[LiftRow]) -> float:
+    """Half the axis: one measure that hardly anything is known of must not flatten the others."""
+    ends = [
+        max(abs(interval.low), abs(interval.high), abs(row.true or 0.0))
+        for row in rows
+        for kind in LIFT_KINDS
+        if (interval := getattr(row, kind.field)) is not None
+    ]
+    return 1.08 * min(max(ends), 3 * sorted(ends)[len(ends) // 2]) or 0.01
 
 
 def _percent_tick(value: float) -> str:

@@ -74,6 +74,9 @@ def ab_sentence(content: ReportContent) -> str:
         return ab.verdict()
     said: dict[str, list[str]] = {"raises": [], "lowers": [], "does not clearly move": []}
     for name, lift in ab.lifts.items():
+        if name == "calibration":
+            # No gain of anybody's: it stands in the table.
+            continue
         how = "raises" if lift.low > 0 else "lowers" if lift.high < 0 else "does not clearly move"
         said[how].append(f"{LIFT_NAMES.get(name, name)} ({number(lift.lift, '{:+.1%}')})")
     control, treatment = arms(content)

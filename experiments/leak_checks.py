@@ -91,7 +91,7 @@ def check_leaks(dataset: Dataset, split: Split) -> tuple[LeakCheck, ...]:
         )
         checks.append(
             _check(
-                "Queries that vectors were trained on among those they are judged on",
+                "Queries that vectors were trained on among those they are judged on, in any case",
                 _shared({"train": train_pairs, "test": test_pairs}, "query"),
                 f"none of {test_pairs['query'].n_unique():,} judged queries",
             )

@@ -120,7 +120,7 @@ def _production_layers(
         entry.bottom + _GAP,
         half,
         "DCN-v2 crosses",
-        [f"{layers} layers, {rank}" if layers else "none", f"{width} → {width}"],
+        [f"{_layers(layers)}, {rank}" if layers else "none", f"{width} → {width}"],
         color=BLUE,
         note=_learned(shape.crosses.parameters),
     )
@@ -129,7 +129,7 @@ def _production_layers(
         crosses.y,
         half,
         "MLP beside them",
-        [f"{len(shape.mlp.widths) - 1} layers, ReLU", _flow(shape.mlp)],
+        [f"{_layers(len(shape.mlp.widths) - 1)}, ReLU", _flow(shape.mlp)],
         color=BLUE,
         note=_learned(shape.mlp.parameters),
     )
@@ -199,7 +199,7 @@ def _embedding_layers(drawing: BoxDrawing, shape: ModelShape, features: Box, y: 
         y,
         inner - 130,
         "FC layers of the embedding tower",
-        [f"{len(shape.tower.widths) - 1} layers, ReLU", _flow(shape.tower)],
+        [f"{_layers(len(shape.tower.widths) - 1)}, ReLU", _flow(shape.tower)],
         color=GREEN,
         note=_learned(shape.tower.parameters),
     )
@@ -276,6 +276,10 @@ def _head(
 
 def _flow(part: Part) -> str:
     return " → ".join(f"{width}" for width in part.widths)
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _learned(count: int) -> str:

@@ -109,7 +109,7 @@ def ab_figures(content: ReportContent) -> list[DrawnFigure]:
             title=f"Lifts of the {kind}A/B test with their intervals",
             caption="Filled marks: the interval excludes zero. The band holds lifts too small to "
             "be found in eight of ten such experiments; the dashed line is the truth, which no "
-            "estimate sees.",
+            "estimate sees. Bars may leave the panel; their ends stand beside it.",
             draw=lambda: ab_forest(
                 [_forest_row(ab, name) for name in ab.lifts],
                 control=control,

@@ -92,7 +92,7 @@ def _drawn(content: ReportContent) -> list[DrawnFigure]:
                     name="exchange",
                     title="Click AUC over the quality of the vectors",
                     caption="Each mark is the same click model fed with other vectors; crosses are "
-                    "placebos. Grey bars are the intervals of each AUC by itself.",
+                    "placebos.",
                     draw=lambda: exchange_figure(comparison, EXCHANGED, EXCHANGE_NAMES),
                 )
             )
