@@ -250,7 +250,10 @@ def load_for(plan_folder: str, fingerprint: str, device: str, precision: str) ->
     Raises:
         ValueError: If it is not the model of this fingerprint.
     """
-    model = _load(plan_folder, device)
+    model = load_once(plan_folder, device)
+    if model.fingerprint != fingerprint:
+        load_once.cache_clear()
+        model = load_once(plan_folder, device)
     if model.fingerprint != fingerprint:
         raise ValueError(
             f"the model in {plan_folder} is {model.fingerprint[:12]}, but {fingerprint[:12]} was "
@@ -293,5 +296,6 @@ def _path(work: Path, shard: int, end: str) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: str, device: str) -> DashClip:
+def load_once(folder: str, device: str) -> DashClip:
+    """The model in a folder, kept by this process until it needs another."""
     return DashClip.load(folder).to(torch.device(device))

@@ -27,10 +27,11 @@ from embeddings.index_shards import (
     embed_shard,
     finished_shards,
     load_for,
+    load_once,
     read_shards,
     source_digest,
 )
-from embeddings.model import DashClip, Mode
+from embeddings.model import Mode
 from embeddings.parquet_rows import ParquetRows
 from embeddings.store import Manifest
 from embeddings.store_parts import refuse_repeats_across, write_parts_
@@ -173,7 +174,8 @@ def plan_index(model_folder: str | Path, source: str | Path, config: IndexConfig
         ValueError: As ``index_catalogue``.
     """
     folder = find_model(model_folder, config.stage)
-    model = DashClip.load(folder).to(torch.device(config.device))
+    load_once.cache_clear()
+    model = load_once(str(folder), config.device)
     rows, image_root = _find_rows(source, config.what)
     shape = model.architecture
     if config.what == "queries":
