@@ -26,7 +26,8 @@ from experiments.marketplace.world import World
 
 PRODUCTS, QUERIES, POOL = 200, 100, 10
 REQUESTS = 12_000
-"""Of the experiment, and of the pre-period."""
+"""Of the experiment, of the pre-period, and of each period that the truth is taken over."""
+TRUTH_PERIODS = 4
 PARAMETERS = WorldParameters(
     slots=4,
     examination=(1.0, 0.7, 0.5, 0.4),
@@ -92,6 +93,11 @@ class SmallMarket:
         score_RK = self.score(requests, noise)
         outcome = self.world.run(requests, score_RK)
         return expected_counts(outcome, score_RK), observed_counts(outcome, score_RK, draws)
+
+    def expect(self, requests: Requests, noise: float) -> Counts:
+        """Return what is expected of each request under one model."""
+        score_RK = self.score(requests, noise)
+        return expected_counts(self.world.run(requests, score_RK), score_RK)
 
     def draws(self, stream: int) -> Draws:
         """Draw the chance of one period."""
