@@ -221,9 +221,9 @@ def write_figure(
 
     Args:
         run_folder: The run.
-        name: Key: ``figure_4``, ``figure_5``, ``calibration``, ``variants``, ``ab`` and
-            ``training`` have their place on the page, others follow after them. The last three
-            are drawn from the records where they are not stored. A figure of that name is replaced.
+        name: Key. ``report.PLACED`` have their place on the page, others follow after them; what
+            the records suffice for is drawn where no figure of that name is stored. A figure of
+            that name is replaced.
         image: SVG or PNG.
         title: A short title.
         caption: What to see in it, one to three sentences.
