@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from embeddings.architecture import RANDOM_TEXT
@@ -121,8 +122,36 @@ def shuffled(store: VectorStore, seed: int) -> VectorStore:
     )
 
 
+def tfidf_products(
+    products: pl.DataFrame, *, dim: int = 256, text_columns: Sequence[str] = ("title",)
+) -> VectorStore:
+    """TF-IDF of product texts in the directions that hold most of it, for what needs short vectors.
+
+    Args:
+        products: product_id and text columns.
+        dim: Directions at most; fewer where the texts have fewer words.
+        text_columns: Columns that make the text, in order.
+
+    Source:
+        Deerwester et al. 1990, "Indexing by Latent Semantic Analysis".
+    """
+    texts = product_texts(products, text_columns)
+    product_PV = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+").fit_transform(texts)
+    words = product_PV.shape[1]
+    if words > dim:
+        vector_PD = TruncatedSVD(dim, random_state=0).fit_transform(product_PV)
+    else:
+        vector_PD = product_PV.toarray()
+    return VectorStore.from_arrays(
+        products["product_id"].to_list(),
+        vector_PD,
+        kind="product/tfidf",
+        encoder_fingerprint=f"tfidf:{vector_PD.shape[1]}",
+    )
+
+
 class TfidfScores:
-    """Cosine of TF-IDF vectors; ``embeddings.evaluate.Scores`` for the word-matching baseline."""
+    """Cosine of TF-IDF vectors; ``embeddings.scores.Scores`` for the word-matching baseline."""
 
     def __init__(
         self,

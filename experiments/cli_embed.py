@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from tyro.extras import SubcommandApp
 
+from experiments.cli_embed_evaluate import EMBED_EVALUATE_COMMANDS
 from experiments.cli_embed_index import EMBED_INDEX_COMMANDS
 from experiments.terminal import run_commands
 
 embed_app = SubcommandApp()
-for verb, command in {**EMBED_INDEX_COMMANDS}.items():
+for verb, command in {**EMBED_INDEX_COMMANDS, **EMBED_EVALUATE_COMMANDS}.items():
     embed_app.command(name=verb)(command)
 
 app = SubcommandApp()
