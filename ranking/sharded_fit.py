@@ -46,16 +46,7 @@ class Leader:
         self.folder, self.ranks, self.jobs = Path(folder), ranks, 0
 
     def train(self, job: FitJob, network: ClickNetwork, progress: Progress | None) -> list[Check]:
-        """Fit a network on all ranks and leave the learned weights in it.
-
-        Raises:
-            ValueError: If rows have weights, which only a training of one process follows.
-        """
-        if job.train.weight_N is not None:
-            raise ValueError(
-                "the training rows have a column sample_weight, which training on several ranks "
-                "does not follow; leave it out, or train in one process"
-            )
+        """Fit a network on all ranks and leave the learned weights in it."""
         self.jobs += 1
         at = self.folder / f"job-{self.jobs}"
         job.write_(at.with_name(f".{at.name}.part"), network)
@@ -122,6 +113,7 @@ def train_together(
     *,
     checkpoint: Path | None = None,
     max_steps: int | None = None,
+    backwards: bool = False,
     progress: Progress | None = None,
 ) -> list[Check]:
     """Fit a network on all ranks; the first one's holds what was learned. A collective call.
@@ -132,12 +124,18 @@ def train_together(
         ranks: The open group.
         checkpoint: Folder for the state; see ``ShardedTraining``.
         max_steps: Stop after so many.
+        backwards: See ``ShardedTraining``.
         progress: Told of every check.
     """
     train, validation = job.tensors()
     with sharded_tables(network, job.config, ranks, column_wise=job.column_wise, seed=job.seed):
         training = ShardedTraining(
-            network, job.config, seed=job.seed, ranks=ranks, checkpoint=checkpoint
+            network,
+            job.config,
+            seed=job.seed,
+            ranks=ranks,
+            checkpoint=checkpoint,
+            backwards=backwards,
         )
         checks = training.run(
             train,
@@ -147,8 +145,6 @@ def train_together(
             max_steps=max_steps,
             progress=progress if ranks.rank == 0 else None,
         )
-        if checkpoint is not None:
-            training.save_()
         del training
     # torchrec's tables must be gone before the group is, or its teardown may abort.
     gc.collect()

@@ -183,16 +183,28 @@ class ShardedTables(nn.Module):
                 at = slice(shard.row, shard.row + rows), slice(shard.column, shard.column + columns)
                 shard.weight_SD.copy_(tables[shard.table][at])
 
-    def _draw_(self, seed: int) -> None:
-        """Initial weights: the same numbers for a table whoever holds it."""
+    def draw_again_(self, rows: int, seed: int) -> None:
+        """Begin tables of at least so many rows anew, and forget what Adagrad has seen of them."""
+        self._draw_(seed, rows)
+        for shard in self.shards():
+            if self.sizes[shard.table] >= rows:
+                shard.momentum_S.zero_()
+
+    def _draw_(self, seed: int, rows: int = 0) -> None:
+        """First weights of tables of at least so many rows, the same whoever holds them."""
         with torch.no_grad():
             for shard in self.shards():
+                if self.sizes[shard.table] < rows:
+                    continue
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + shard.table)
                 whole_VE = torch.empty(self.sizes[shard.table], self.width)
                 whole_VE.normal_(0.0, TABLE_DEVIATION, generator=generator)
                 whole_VE[0] = 0.0
-                rows, columns = shard.weight_SD.shape
-                at = slice(shard.row, shard.row + rows), slice(shard.column, shard.column + columns)
+                height, columns = shard.weight_SD.shape
+                at = (
+                    slice(shard.row, shard.row + height),
+                    slice(shard.column, shard.column + columns),
+                )
                 shard.weight_SD.copy_(whole_VE[at])
 
     def _device(self) -> torch.device:

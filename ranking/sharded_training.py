@@ -27,7 +27,7 @@ from ranking.model import ClickNetwork
 from ranking.sharded_checkpoint import checkpoint_exists, read_checkpoint_, write_checkpoint_
 from ranking.sharded_tables import Shard, ShardedTables
 from ranking.train import Check
-from ranking.train_config import TrainConfig, use_bf16
+from ranking.train_config import TrainConfig, refuse_alone_only, use_bf16
 
 SCORING_BATCH = 8192
 
@@ -69,6 +69,8 @@ class ShardedTraining:
         checkpoint: Folder for the state, on storage that all ranks share; None keeps none. If it
             holds one, ``run`` goes on from there, whatever the number of ranks that wrote it.
         every: Steps from one checkpoint to the next.
+        backwards: Take the rows of each batch in the opposite order, which changes nothing but
+            the order of sums: what it moves, is no fault of the ranks.
     """
 
     def __init__(
@@ -80,9 +82,11 @@ class ShardedTraining:
         ranks: Ranks,
         checkpoint: Path | None = None,
         every: int = 1000,
+        backwards: bool = False,
     ) -> None:
         self.network, self.config, self.ranks = network, config, ranks
         self.seed, self.checkpoint, self.every = seed, checkpoint, every
+        self.backwards = backwards
         self.tables = {
             name: module
             for name, module in network.named_modules()
@@ -111,7 +115,7 @@ class ShardedTraining:
                 f"batch_size={config.batch_size} cannot be shared by {ranks.world} ranks; make it "
                 f"a multiple of {ranks.world}"
             )
-        _refuse_what_ranks_do_not(config)
+        refuse_alone_only(config, weighted=False)
 
     def run(
         self,
@@ -143,9 +147,8 @@ class ShardedTraining:
         state, order_N = self.progress, None
         while self.step < last:
             epoch, place = divmod(self.step, steps_an_epoch)
-            if epoch and config.large_tables == "freeze":
-                for group in self.tables.values():
-                    group.freeze(config.large_table_rows)
+            if epoch:
+                self._guard_large_tables_(epoch, begins=place == 0)
             if self.step <= config.warm_up_steps:
                 self._set_rates_()
             if place == 0 or order_N is None:
@@ -153,6 +156,7 @@ class ShardedTraining:
                 order_N = torch.randperm(len(train), generator=order)
             rows = order_N[place * config.batch_size : (place + 1) * config.batch_size]
             rows = rows[: len(rows) - len(rows) % ranks.world]
+            rows = rows.flip(0) if self.backwards else rows
             if len(rows):
                 own_B = rows[ranks.own(len(rows))]
                 state.losses.append(self._update(train.batch(own_B), labels_N[own_B], bf16))
@@ -176,6 +180,8 @@ class ShardedTraining:
             if self._settled(state):
                 break
             self._save_if_due_()
+        if self.checkpoint is not None:
+            self.save_()
         if state.best is not None:
             self._put_back_(state.best)
         return state.checks
@@ -285,6 +291,15 @@ class ShardedTraining:
         self._set_rates_()
         return False
 
+    def _guard_large_tables_(self, epoch: int, *, begins: bool) -> None:
+        """Do with large tables, which overfit in a second epoch, what the settings say."""
+        config = self.config
+        for number, group in enumerate(self.tables.values()):
+            if config.large_tables == "freeze":
+                group.freeze(config.large_table_rows)
+            elif config.large_tables == "draw_again" and begins:
+                group.draw_again_(config.large_table_rows, self.seed + 7919 * epoch + number)
+
     def _set_rates_(self) -> None:
         config = self.config
         warm_up = config.warm_up_steps
@@ -295,10 +310,13 @@ class ShardedTraining:
             group.set_learning_rate(config.sparse_lr * self.progress.scale * risen)
 
     def _dense_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers that all ranks share."""
+        """Parameters and buffers that all ranks share.
+
+        Not by ``state_dict``, whose keys torchrec's sharded tables rewrite on the way.
+        """
         sharded = tuple(f"{name}." for name in self.tables)
-        state = self.network.state_dict()
-        return {name: value for name, value in state.items() if not name.startswith(sharded)}
+        named = [*self.network.named_parameters(), *self.network.named_buffers()]
+        return {name: value.detach() for name, value in named if not name.startswith(sharded)}
 
     def _shards(self) -> list[Shard]:
         return [shard for group in self.tables.values() for shard in group.shards()]
@@ -318,18 +336,3 @@ class ShardedTraining:
 
     def _there(self, inputs: list[Tensor]) -> list[Tensor]:
         return [part.to(self.ranks.device, non_blocking=True) for part in inputs]
-
-
-def _refuse_what_ranks_do_not(config: TrainConfig) -> None:
-    """Raise for settings that only a training of one process follows."""
-    asked = {
-        f"ema_decay={config.ema_decay}": config.ema_decay is not None,
-        f"negative_rate={config.negative_rate}": config.negative_rate < 1,
-        "large_tables='draw_again'": config.large_tables == "draw_again",
-    }
-    wrong = [name for name, given in asked.items() if given]
-    if wrong:
-        raise ValueError(
-            f"{' and '.join(wrong)}: training on several ranks has no such thing; leave it at its "
-            "default, or train in one process"
-        )

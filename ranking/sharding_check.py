@@ -1,7 +1,8 @@
 """The part of ``adtower verify-sharding`` that runs under torchrun: fit a job for some steps.
 
 ``python -m torch.distributed.run --nproc-per-node 2 -m ranking.sharding_check JOB STATE STEPS``
-takes up the state in STATE, if there is one, fits the job until STEPS, and leaves its state there.
+takes up the state in STATE, if there is one, fits the job until STEPS, and leaves its state there;
+with ``backwards`` as a fourth word, the rows of each batch come in the opposite order.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ranking.fit_job import FitJob
 from ranking.sharded_fit import train_together
 
 
-def main(job_folder: Path, state: Path, steps: int) -> None:
+def main(job_folder: Path, state: Path, steps: int, *, backwards: bool = False) -> None:
     """Fit on all ranks of this torchrun job."""
     if not dist.is_initialized():
         # A group of one, too, so that one rank runs what many run.
@@ -26,7 +27,7 @@ def main(job_folder: Path, state: Path, steps: int) -> None:
     ranks = Ranks(rank=dist.get_rank(), world=dist.get_world_size())
     job = FitJob.read(job_folder)
     network = job.network(job_folder)
-    train_together(job, network, ranks, checkpoint=state, max_steps=steps)
+    train_together(job, network, ranks, checkpoint=state, max_steps=steps, backwards=backwards)
     del network
     gc.collect()
     dist.barrier()
@@ -34,4 +35,5 @@ def main(job_folder: Path, state: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    job_folder, state, steps, *words = sys.argv[1:]
+    main(Path(job_folder), Path(state), int(steps), backwards="backwards" in words)

@@ -58,7 +58,7 @@ def refuse_alone_only(config: TrainConfig, *, weighted: bool) -> None:
             have weights.
     """
     defaults = TrainConfig()
-    alone = ("warm_up_steps", "ema_decay", "negative_rate", "large_tables")
+    alone = ("ema_decay", "negative_rate")
     wrong = [
         f"{name}={getattr(config, name)!r}"
         for name in alone
