@@ -111,13 +111,14 @@ def retention(
         store: The exact vectors; all of ``exact`` was found in it.
         exact: Their K for each query.
         query_QD: The queries.
-        found_QK: Rows that the other search found.
+        found_QK: Rows that the other search found, -1 where it found none.
     """
     kept_Q = np.empty(len(query_QD))
     for at, row_K in enumerate(found_QK):
         one_1D = query_QD[at : at + 1]
-        score_K = np.array([store.scores(one_1D, row, row + 1)[0, 0] for row in row_K.tolist()])
-        kept_Q[at] = np.mean(score_K >= exact.score_QK[at, -1] - TIE)
+        found = [row for row in row_K.tolist() if row >= 0]
+        scores = np.array([store.scores(one_1D, row, row + 1)[0, 0] for row in found])
+        kept_Q[at] = np.sum(scores >= exact.score_QK[at, -1] - TIE) / len(row_K)
     return kept_Q
 
 

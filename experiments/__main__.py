@@ -9,7 +9,7 @@ import sys
 BUNDLE_COMMANDS = ("verify", "score", "serve", "skew", "mlflow", "triton")
 """Commands over a bundle alone; ``experiments.cli_bundle`` has them."""
 
-EMBED_COMMANDS = ("index", "evaluate")
+EMBED_COMMANDS = ("index", "compact", "approximate", "export", "evaluate")
 """Words after ``embed`` that are commands of their own; ``experiments.cli_embed`` has them."""
 
 

@@ -61,7 +61,7 @@ class IndexConfig(BaseModel):
     """By default product_id or query_id."""
     text_column: str | None = None
     """Text of a query; by default query."""
-    shard_rows: int = Field(default=4096, ge=1)
+    shard_rows: int = Field(default=2048, ge=1)
     """Rows of a shard: what a worker holds in memory, and what an interruption costs at most."""
     workers: str = "local:1"
     """local:N for N processes here; ray or ray:N for Ray Data (extra `ray`). Under torchrun the
@@ -175,7 +175,7 @@ def plan_index(model_folder: str | Path, source: str | Path, config: IndexConfig
     """
     folder = find_model(model_folder, config.stage)
     load_once.cache_clear()
-    model = load_once(str(folder), config.device)
+    model, fingerprint = load_once(str(folder), config.device)
     rows, image_root = _find_rows(source, config.what)
     shape = model.architecture
     if config.what == "queries":
@@ -208,7 +208,7 @@ def plan_index(model_folder: str | Path, source: str | Path, config: IndexConfig
         columns=columns,
         image_root=str(image_root),
         model_folder=str(folder),
-        model_fingerprint=model.fingerprint,
+        model_fingerprint=fingerprint,
         dim=model.dim,
         shard_rows=config.shard_rows,
         precision="bfloat16" if model.precision.dtype == torch.bfloat16 else "float32",
