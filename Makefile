@@ -11,7 +11,7 @@ DATA ?= ../shared/data
 .PHONY: help setup demo test test-slow check format bench reproduce-homedepot reproduce-grocery reproduce-fashion reproduce-clara2 clean
 
 help: ## Print this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml setup.sh
 	PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" ACCELERATOR="$(ACCELERATOR)" bash setup.sh

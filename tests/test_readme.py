@@ -43,8 +43,8 @@ def unknown_commands(text: str) -> list[str]:
 def unknown_targets(text: str) -> list[str]:
     """Every ``make TARGET`` of a text that the Makefile does not have."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
-    return [name for name in re.findall(r"\bmake ([a-z][a-z-]*)", text) if name not in targets]
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", makefile, re.MULTILINE))
+    return [name for name in re.findall(r"\bmake ([a-z][a-z0-9-]*)", text) if name not in targets]
 
 
 def tree(text: str) -> dict[str, bool]:
