@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from embeddings.evaluate import CosineScores, relevance_aucs
 from embeddings.model import DashClip
@@ -104,10 +105,13 @@ def ratio_settings(ratios: Sequence[str], base: Stage2Config) -> dict[str, Stage
 def _scores(
     model: DashClip, products: pl.DataFrame, queries: pl.DataFrame, image_root: str | Path | None
 ) -> CosineScores:
-    made_by = {"kind": "trial", "encoder_fingerprint": "trial"}
     vector_PE = model.embed_products(products, image_root=image_root)
     vector_QE = model.embed_queries(queries["query"].to_list())
     return CosineScores(
-        VectorStore.from_arrays(products["product_id"].to_list(), vector_PE, **made_by),
-        VectorStore.from_arrays(queries["query_id"].to_list(), vector_QE, **made_by),
+        _store(products["product_id"].to_list(), vector_PE),
+        _store(queries["query_id"].to_list(), vector_QE),
     )
+
+
+def _store(ids: list[str], vectors_VD: NDArray[np.floating]) -> VectorStore:
+    return VectorStore.from_arrays(ids, vectors_VD, kind="trial", encoder_fingerprint="trial")
