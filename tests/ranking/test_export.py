@@ -248,8 +248,8 @@ def test_further_files_are_sealed_with_the_rest(shop, trees, tmp_path):
 def test_a_wrong_graph_fails_the_export_and_leaves_nothing(shop, tower, tmp_path, monkeypatch):
     right = export.write_network_
 
-    def wrong(network, signature, path, *, calibrator, int8_tables):
-        right(network, signature, path, calibrator=Platt(slope=1, intercept=0.01))
+    def wrong(network, signature, path, **given):
+        right(network, signature, path, **{**given, "calibrator": Platt(slope=1, intercept=0.01)})
 
     monkeypatch.setattr(export, "write_network_", wrong)
     with pytest.raises(ValueError, match=r"nothing was written. golden.sample: row 0 is"):

@@ -133,10 +133,8 @@ def test_swapped_columns_are_found_by_name(front, scorer, tmp_path, monkeypatch)
 
 def test_purchases_that_only_the_server_knew_are_found(front, scorer, tmp_path):
     asked = [request.model_copy(update={"purchases": None}) for request in requests(front)]
-    scorer.pipeline._purchases = scorer.pipeline._purchases.with_columns(
-        pl.col("time") - timedelta(days=30)
-    )
-    scorer.pipeline._prepare()
+    earlier = scorer.pipeline._purchases.with_columns(pl.col("time") - timedelta(days=30))
+    scorer.pipeline.learn_purchases(earlier)
     path = serve(scorer, asked, tmp_path / "served.jsonl")
     report = find_skew(Scorer.load(front.bundle), path)
     assert {"history", "cosine_product_history"} <= names(report)
