@@ -18,9 +18,9 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from embeddings import training_state
+from embeddings.arithmetic import settle_arithmetic_
 from embeddings.cached_text import CachedStates
 from embeddings.collapse import CHECK_EVERY, Alarm
-from embeddings.hardware import hardware_choice
 from embeddings.image_text_batches import Batch, BatchDraws, TrainingData
 from embeddings.image_text_step import ImageTextStep, Outcome
 from embeddings.lora import merge_lora_
@@ -28,7 +28,6 @@ from embeddings.losses import sigmoid_bias
 from embeddings.model import EMBED_BATCH, DashClip
 from embeddings.momentum import follow_, momentum_copy
 from embeddings.pictures import CachedPictures, PixelPictures
-from embeddings.precision import Precision, choose_precision
 from embeddings.queue import KeyQueue
 from embeddings.ranks import Ranks
 from embeddings.schedule import (
@@ -76,8 +75,9 @@ class ImageTextTraining:
         Returns:
             The value of each metric at each step.
         """
-        found = None if state is None else self._read_state(state, identity)
-        self._choose_arithmetic(None if found is None else found[1]["arithmetic"])
+        found = None if state is None else training_state.read_state_of(state, identity)
+        recorded = None if found is None else found[1]["arithmetic"]
+        self.arithmetic = settle_arithmetic_(self.model, recorded)
         self._prepare()
         if found is not None:
             self._restore(*found)
@@ -266,17 +266,6 @@ class ImageTextTraining:
         }
         training_state.write_state_(folder, tensors, record)
 
-    def _read_state(
-        self, folder: Path, identity: dict[str, Any]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        found = training_state.read_state(folder)
-        if found is not None and found[1]["identity"] != identity:
-            raise ValueError(
-                f"{folder} holds the state of another run, cut off at step {found[1]['step']}; "
-                "remove it to train anew, or repeat the command it was begun with"
-            )
-        return found
-
     def _restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         model, work = self.model, self.work
         names = training_state.trained_names(model)
@@ -293,24 +282,6 @@ class ImageTextTraining:
         self.alarm.failed = record["alarm"]
         order = self.draws.order
         order.epoch, order.position = record["place"]
-
-    def _choose_arithmetic(self, recorded: dict[str, Any] | None) -> None:
-        """Threads and precision by the hardware, or as an interrupted run had them: its bits go on
-        only if sums are rounded as they were."""
-        model = self.model
-        if recorded is None:
-            hardware = hardware_choice()
-            precision = choose_precision(model.text, model.device, hardware=hardware)
-            recorded = {
-                "threads": hardware.threads,
-                "dtype": str(precision.dtype).removeprefix("torch."),
-                "reason": precision.reason,
-                "hardware": hardware.model_dump(mode="json"),
-            }
-        self.arithmetic = recorded
-        torch.set_num_threads(recorded["threads"])
-        dtype = getattr(torch, recorded["dtype"])
-        model.use_precision(Precision(dtype=dtype, reason=recorded["reason"]))
 
 
 @torch.no_grad()

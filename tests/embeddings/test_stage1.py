@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 import torch
 
-from embeddings import image_text_training
+from embeddings import arithmetic, image_text_training
+from embeddings.arithmetic import settle_arithmetic_
 from embeddings.augment import ViewConfig
 from embeddings.cached_text import CachedStates
 from embeddings.image_encoder import ImageEncoder
@@ -378,7 +379,7 @@ def test_products_without_a_text_are_left_out_of_the_contrast_with_all_texts(pro
     some = products.with_columns(title=silent)
     frozen = with_changes(config, trainable_text_layers=0, objective="all_texts", smoothing=0.1)
     training = ImageTextTraining(frozen, *_model_and_data(some, frozen), 0, Ranks())
-    training._choose_arithmetic(None)
+    settle_arithmetic_(training.model, None)
     training._prepare()
     work, (batch, _) = training.work, training.draws.draw()
     assert not bool(batch.whole_G.all()) and bool(batch.whole_G.any())
@@ -468,7 +469,7 @@ def test_a_resumed_run_computes_as_the_interrupted_one_did(products, config, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            image_text_training,
+            arithmetic,
             "choose_precision",
             lambda *given, **named: Precision(dtype=torch.float32, reason="an older machine"),
         )
@@ -557,7 +558,7 @@ RANKED = """
     import polars as pl
     import torch
     from embeddings.precision import FLOAT32
-    from embeddings import image_text_training as module
+    from embeddings import arithmetic as module
     from embeddings.stage1 import Stage1Config, train_stage1
 
     module.choose_precision = lambda *given, **named: FLOAT32
