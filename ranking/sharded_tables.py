@@ -27,10 +27,8 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.optim import RowWiseAdagrad
 
 from embeddings.ranks import Ranks
+from ranking.fused_tables import TABLE_DEVIATION
 from ranking.sharding_plan import collective_plan, sharders
-
-TABLE_DEVIATION = 0.01
-"""As the tables of one process begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
