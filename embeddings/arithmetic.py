@@ -9,6 +9,7 @@ import torch
 from embeddings.hardware import hardware_choice
 from embeddings.model import DashClip
 from embeddings.precision import Precision, choose_precision
+from features.kept_memory import keep_freed_memory_
 
 
 def settle_arithmetic_(model: DashClip, recorded: dict[str, Any] | None) -> dict[str, Any]:
@@ -22,6 +23,7 @@ def settle_arithmetic_(model: DashClip, recorded: dict[str, Any] | None) -> dict
     Returns:
         A record that JSON holds: threads, dtype, reason, hardware.
     """
+    keep_freed_memory_()
     if recorded is None:
         hardware = hardware_choice()
         precision = choose_precision(model.text, model.device, hardware=hardware)

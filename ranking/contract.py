@@ -164,11 +164,16 @@ def check_examples(examples: Examples, vectors: Vectors | None) -> None:
     """
     if len(examples) == 0:
         return
-    for column, name in enumerate(examples.sparse_names):
-        _within(f"sparse feature {name!r}", examples.sparse_NF[:, column], 0,
-                examples.vocabulary_sizes[column])  # fmt: skip
-    bad_row, bad_column = np.nonzero(~np.isfinite(examples.dense_NC))
-    if len(bad_row):
+    # Whole rows at a time: to walk down one column of many rows reads all the others with it.
+    least_F, most_F = examples.sparse_NF.min(axis=0), examples.sparse_NF.max(axis=0)
+    for column, (name, size) in enumerate(
+        zip(examples.sparse_names, examples.vocabulary_sizes, strict=True)
+    ):
+        if least_F[column] < 0 or most_F[column] >= size:
+            _within(f"sparse feature {name!r}", examples.sparse_NF[:, column], 0, size)
+    finite_NC = np.isfinite(examples.dense_NC)
+    if not finite_NC.all():
+        bad_row, bad_column = np.nonzero(~finite_NC)
         raise ValueError(
             f"dense column {examples.dense_names[bad_column[0]]!r} is "
             f"{examples.dense_NC[bad_row[0], bad_column[0]]} in row {bad_row[0]} "

@@ -52,19 +52,24 @@ class _Crosses(torch.autograd.Function):
         start_BW, *rest = ctx.saved_tensors
         layers = len(rest) // (ctx.parts + 3)
         weights, seen = rest[: layers * ctx.parts], rest[layers * ctx.parts :]
-        d_start_BW = torch.zeros_like(start_BW)
+        d_start_BW = torch.empty(0)
         d_weights: list[Tensor] = []
         for layer in reversed(range(layers)):
             *reduce, expand, _ = weights[layer * ctx.parts : (layer + 1) * ctx.parts]
             x_BW, inner, y_BW = seen[3 * layer : 3 * layer + 3]
-            d_start_BW.addcmul_(d_x_BW, y_BW)
+            last = layer == layers - 1
+            if last:
+                d_start_BW = d_x_BW * y_BW
+            else:
+                d_start_BW.addcmul_(d_x_BW, y_BW)
             d_y_BW = d_x_BW * start_BW
             own = [d_y_BW.t() @ inner, d_y_BW.sum(0)]
+            inner_grad, inward = d_y_BW, expand
             if reduce:
-                d_inner_BR = d_y_BW @ expand
-                own = [d_inner_BR.t() @ x_BW, *own]
-                d_x_BW = torch.addmm(d_x_BW, d_inner_BR, reduce[0])
-            else:
-                d_x_BW = torch.addmm(d_x_BW, d_y_BW, expand)
+                inner_grad, inward = d_y_BW @ expand, reduce[0]
+                own = [inner_grad.t() @ x_BW, *own]
+            # The first gradient is the caller's; the others are our own to add to.
+            add = torch.addmm if last else Tensor.addmm_
+            d_x_BW = add(d_x_BW, inner_grad, inward)
             d_weights = own + d_weights
         return d_start_BW.add_(d_x_BW), None, *d_weights

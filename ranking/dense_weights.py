@@ -15,6 +15,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+# Of AdamW, as in its paper and in torch.
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 class DenseWeights:
@@ -54,14 +58,8 @@ class DenseWeights:
             for name, own in kinds.items()
             if own
         }
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [g.master], "weight_decay": weight_decay if name == "matrices" else 0.0}
-                for name, g in self._groups.items()
-            ],
-            lr=lr,
-            fused=True,
-        )
+        self._rate = lr
+        self._decay = {name: weight_decay if name == "matrices" else 0.0 for name in self._groups}
 
     def compute_(self) -> None:
         """Let the network's parameters be those that a step computes in."""
@@ -75,16 +73,15 @@ class DenseWeights:
 
     def set_rate(self, lr: float) -> None:
         """Change the rate of the steps to come."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self._rate = lr
 
     def step_(self) -> None:
         """Move the masters by the gradients of the parameters, and drop the gradients."""
         for group in self._groups.values():
             group.take_gradients_()
-        self.optimizer.step()
         self.steps += 1
-        for group in self._groups.values():
+        for name, group in self._groups.items():
+            group.step_(self._rate, self._decay[name])
             group.round_()
             if group.average is not None:
                 assert self.ema_decay is not None
@@ -117,7 +114,7 @@ class DenseWeights:
             found[f"{name}.master"] = group.master.detach()
             if group.average is not None:
                 found[f"{name}.average"] = group.average
-            for key, value in self.optimizer.state[group.master].items():
+            for key, value in group.moments.items():
                 found[f"{name}.{key}"] = value
         return found
 
@@ -129,11 +126,8 @@ class DenseWeights:
             group.master.copy_(tensors[f"{name}.master"])
             if group.average is not None:
                 group.average.copy_(tensors[f"{name}.average"])
-            self.optimizer.state[group.master] = {
-                key: tensors[f"{name}.{key}"]
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{name}.{key}" in tensors
-            }
+            for key, value in group.moments.items():
+                value.copy_(tensors[f"{name}.{key}"])
             group.round_()
 
 
@@ -148,6 +142,11 @@ class _Group:
         self.master = nn.Parameter(flat)
         self.master.grad = torch.zeros_like(flat)
         self.average = flat.clone() if with_average else None
+        self.moments = {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(flat),
+            "exp_avg_sq": torch.zeros_like(flat),
+        }
         low = [p for p in self.parameters if id(p) in rounded]
         self.rounded = torch.empty(sum(p.numel() for p in low), dtype=torch.bfloat16)
         self.gradients = self.views_of(self.master.grad)
@@ -175,6 +174,26 @@ class _Group:
             else:
                 own.copy_(parameter.grad)
             parameter.grad = None
+
+    def step_(self, lr: float, weight_decay: float) -> None:
+        # The function: the first optimizer object of a process imports a compiler for a second.
+        assert self.master.grad is not None
+        adamw(
+            [self.master.detach()],
+            [self.master.grad],
+            [self.moments["exp_avg"]],
+            [self.moments["exp_avg_sq"]],
+            [],
+            [self.moments["step"]],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=_BETA_1,
+            beta2=_BETA_2,
+            eps=_EPSILON,
+            lr=lr,
+            weight_decay=weight_decay,
+        )
 
     def round_(self) -> None:
         self.rounded.copy_(self.master.detach()[: len(self.rounded)])

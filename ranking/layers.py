@@ -8,6 +8,7 @@ Source: Wang et al. 2021 (DCN-v2), arXiv:2008.13535, equations 1 (full) and 2 (l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,34 @@ def as_computed(x_BW: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         return x_BW.to(torch.get_autocast_dtype(device))
     return x_BW
+
+
+def side_by_side(embedded_BE: Tensor, dense_BC: Tensor) -> Tensor:
+    """Return both as one, shape (B, E + C), in the precision that layers compute in here.
+
+    The gradient of the embeddings comes back in one float32 piece, as their tables take it.
+    """
+    device = embedded_BE.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if low is None or not embedded_BE.requires_grad or dense_BC.requires_grad:
+        return torch.cat([embedded_BE, dense_BC], dim=1)
+    return _SideBySide.apply(embedded_BE, dense_BC, low)  # pyright: ignore[reportReturnType]
+
+
+class _SideBySide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, embedded_BE: Tensor, dense_BC: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.width = embedded_BE.shape[1]
+        out_BW = embedded_BE.new_empty(
+            (len(embedded_BE), ctx.width + dense_BC.shape[1]), dtype=dtype
+        )
+        out_BW[:, : ctx.width].copy_(embedded_BE)
+        out_BW[:, ctx.width :].copy_(dense_BC)
+        return out_BW
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][:, : ctx.width].float(memory_format=torch.contiguous_format), None, None
 
 
 def mlp_of(width: int, layers: Sequence[int], dropout: float) -> nn.Sequential:

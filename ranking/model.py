@@ -14,6 +14,7 @@ arXiv:2008.13535.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ from torch.nn import functional
 
 from ranking.attention import HistoryAttention
 from ranking.entire_space import PurchaseTower, entire_space_loss
+from ranking.exact_logit import exact_logit
 from ranking.frequency_gate import FrequencyGate
-from ranking.layers import CrossNetwork, as_computed, mlp_of
+from ranking.layers import CrossNetwork, as_computed, mlp_of, side_by_side
 from ranking.position import PositionTower
 from ranking.vector_features import VectorFeatures
 
@@ -75,16 +77,27 @@ class ProductionTower(nn.Module):
             mixed_BE = self.gate(sparse_BF[:, self.gated], embedded_BW[:, own], product_BD)
             parts = [embedded_BW[:, : own.start], mixed_BE.float(), embedded_BW[:, own.stop :]]
             embedded_BW = torch.cat(parts, dim=1)
-        return torch.cat([embedded_BW, dense_BC], dim=1)
+        return side_by_side(embedded_BW, dense_BC)
 
-    def towers(self, x_BW: Tensor) -> Tensor:
-        """Return the crosses and the MLP of ``inputs``, shape (B, out_width)."""
+    def towers(self, x_BW: Tensor) -> list[Tensor]:
+        """Return the crosses and the MLP of ``inputs``; their widths sum to out_width."""
         x_BW = as_computed(x_BW)
-        return torch.cat([self.cross(x_BW), self.mlp(x_BW)], dim=1)
+        return [self.cross(x_BW), self.mlp(x_BW)]
 
     def forward(self, sparse_BF: Tensor, dense_BC: Tensor) -> Tensor:
         """Return the tower's features, shape (B, out_width)."""
-        return self.towers(self.inputs(sparse_BF, dense_BC))
+        return torch.cat(self.towers(self.inputs(sparse_BF, dense_BC)), dim=1)
+
+
+class Hidden(NamedTuple):
+    """What the last layer of a click network takes."""
+
+    seen: list[Tensor]
+    """What it multiplies with its weights, side by side, each (B, some of W)."""
+    slot_B: Tensor | None
+    """What the position adds to the logit; None where there is no tower for it."""
+    buy_logit_B: Tensor | None
+    """The logit of P(buy | click); None where clicks alone are learned."""
 
 
 class ClickNetwork(nn.Module):
@@ -155,12 +168,11 @@ class ClickNetwork(nn.Module):
         query_BD: Tensor | None = None,
         history_BD: Tensor | None = None,
         present_B3: Tensor | None = None,
-    ) -> Tensor:
-        """Return what ``logit_of`` takes, shape (B, W): what the last layer sees, then a number of
-        the position and one of purchases where there are such towers."""
-        own = []
+    ) -> Hidden:
+        """Return what ``logit_of`` takes."""
+        slot_B = None
         if self.position is not None:
-            own.append(self.position(integer_BF[:, -1]))
+            slot_B = self.position(integer_BF[:, -1])[:, 0].float()
             integer_BF = integer_BF[:, :-1]
         if self.attention is not None:
             features = integer_BF.shape[1] - self.attention.columns
@@ -176,30 +188,30 @@ class ClickNetwork(nn.Module):
                 dense_BC = torch.cat([dense_BC, *beside], dim=1)
                 beside = []
         x_BW = self.production.inputs(integer_BF, dense_BC, product_BD)
-        joint_BW = self.production.towers(x_BW)
+        seen = self.production.towers(x_BW)
         if self.tower is not None:
             assert plain_BW is not None
-            tower_BW = self.tower(torch.cat(beside, dim=1))
-            joint_BW = torch.cat([joint_BW, tower_BW, plain_BW], dim=1)
-        parts = [joint_BW, self.head(joint_BW)] if len(self.head) else [joint_BW]
+            seen += [self.tower(torch.cat(beside, dim=1)), plain_BW]
+        if len(self.head):
+            joint_BW = torch.cat([as_computed(part) for part in seen], dim=1)
+            seen = [*seen, self.head(joint_BW)]
+        buy_logit_B = None
         if self.purchase is not None:
-            own.append(self.purchase(torch.cat([x_BW, *beside], dim=1)))
-        return torch.cat([*parts, *own], dim=1) if own or len(parts) > 1 else joint_BW
+            buy_logit_B = self.purchase(torch.cat([x_BW, *beside], dim=1))[:, 0].float()
+        return Hidden(seen, slot_B, buy_logit_B)
 
-    def logit_of(self, hidden_BW: Tensor) -> Tensor:
+    def logit_of(self, hidden: Hidden) -> Tensor:
         """Return the logits in float32 whatever the layers before computed in, shape (B,)."""
-        width = self.logit.in_features
-        logit_B = self.logit(hidden_BW[:, :width].float()).squeeze(1)
-        return logit_B if self.position is None else logit_B + hidden_BW[:, width].float()
-
-    def buy_logit_of(self, hidden_BW: Tensor) -> Tensor:
-        """Return the logits of P(buy | click) of what ``hidden`` returned, shape (B,)."""
-        assert self.purchase is not None, "only a network with purchases knows of them"
-        return hidden_BW[:, -1].float()
+        if torch.is_grad_enabled() and hidden.seen[0].device.type == "cpu":
+            logit_B = exact_logit(hidden.seen, self.logit.weight[0], self.logit.bias)
+        else:
+            seen_BW = torch.cat([part.float() for part in hidden.seen], dim=1)
+            logit_B = self.logit(seen_BW).squeeze(1)
+        return logit_B if hidden.slot_B is None else logit_B + hidden.slot_B
 
     def loss(
         self,
-        hidden_BW: Tensor,
+        hidden: Hidden,
         label_B: Tensor,
         *,
         weight_B: Tensor | None = None,
@@ -214,9 +226,9 @@ class ClickNetwork(nn.Module):
             shift: What the choice of the rows added to the log odds of a click
                 (``ranking.epoch_order``), so that the logit is that of all rows.
         """
-        logit_B = self.logit_of(hidden_BW) + shift
-        if self.purchase is not None:
-            loss_B = entire_space_loss(logit_B, self.buy_logit_of(hidden_BW), label_B)
+        logit_B = self.logit_of(hidden) + shift
+        if hidden.buy_logit_B is not None:
+            loss_B = entire_space_loss(logit_B, hidden.buy_logit_B, label_B)
         else:
             loss_B = functional.binary_cross_entropy_with_logits(logit_B, label_B, reduction="none")
         return (loss_B if weight_B is None else loss_B * weight_B).mean()

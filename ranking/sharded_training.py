@@ -254,8 +254,8 @@ class ShardedTraining:
         network.train()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
-            hidden_BW = network.hidden(*self._there(inputs))
-        loss = network.loss(hidden_BW, label_B.to(ranks.device))
+            hidden = network.hidden(*self._there(inputs))
+        loss = network.loss(hidden, label_B.to(ranks.device))
         if not bool(torch.isfinite(loss)):
             raise ValueError(
                 f"the loss is {float(loss)} at step {self.step + 1} on rank {ranks.rank}; lower "

@@ -180,9 +180,10 @@ class TowerRanker:
         p_N2 = np.empty((len(inputs), 2), np.float64)
         with torch.no_grad():
             for rows in slices(len(inputs), SCORING_BATCH):
-                hidden_BW = self.network_.hidden(*inputs.batch(rows))
-                click_B = self.network_.logit_of(hidden_BW)
-                both_B = log_p_click_and_buy(click_B, self.network_.buy_logit_of(hidden_BW))
+                hidden = self.network_.hidden(*inputs.batch(rows))
+                assert hidden.buy_logit_B is not None
+                click_B = self.network_.logit_of(hidden)
+                both_B = log_p_click_and_buy(click_B, hidden.buy_logit_B)
                 p_N2[rows] = torch.stack([torch.sigmoid(click_B), both_B.exp()], dim=1).numpy()
         return p_N2
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from features.kept_memory import keep_freed_memory_
 from ranking.contract import Progress
 from ranking.dense_weights import DenseWeights
 from ranking.epoch_order import order_of_epoch, sampled_shift
@@ -140,6 +141,7 @@ class Training:
         checkpoints: Checkpoints | None = None,
     ) -> list[Check]:
         """Train to the end, as ``train_network``."""
+        keep_freed_memory_()
         label_N, config = torch.tensor(train.label_N), self.config
         weight_N = None if train.weight_N is None else torch.tensor(train.weight_N)
         rows_read = len(self._order(label_N, 0))
@@ -230,8 +232,8 @@ class Training:
         if self.step < self.config.warm_up_steps:
             self._set_rates()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            hidden_BW = self.network.hidden(*inputs)
-        loss = self.network.loss(hidden_BW, label_B, weight_B=weight_B, shift=self.shift)
+            hidden = self.network.hidden(*inputs)
+        loss = self.network.loss(hidden, label_B, weight_B=weight_B, shift=self.shift)
         self.step += 1
         self.losses.append(loss.item())
         if not np.isfinite(self.losses[-1]):

@@ -11,7 +11,7 @@ from ranking.contract import InputSignature
 from ranking.fused_tables import FusedTables
 from ranking.inputs import ExampleTensors
 from ranking.metrics import auc, log_loss_nats
-from ranking.model import ClickNetwork
+from ranking.model import ClickNetwork, Hidden
 from ranking.network import build_network
 from ranking.plateau import Plateau
 from ranking.tower import TowerConfig, TowerRanker
@@ -88,9 +88,9 @@ def test_bfloat16_computes_hidden_layers_but_never_logits(small_log, monkeypatch
     seen = set()
     logit_of, linear = ClickNetwork.logit_of, torch.nn.functional.linear
 
-    def spy_logit(self, hidden_BW):
-        seen.add(("logit", self.training, logit_of(self, hidden_BW).dtype))
-        return logit_of(self, hidden_BW)
+    def spy_logit(self, hidden):
+        seen.add(("logit", self.training, logit_of(self, hidden).dtype))
+        return logit_of(self, hidden)
 
     def spy_linear(*args):
         out_BW = linear(*args)
@@ -215,12 +215,16 @@ def test_a_weight_of_two_counts_like_two_rows(small_log):
         TowerConfig(**SMALL, use_vectors=False), InputSignature.of(small_log.train, None)
     )
     hidden_BW = torch.randn(6, network.logit.in_features)
+    hidden, hidden_twice = (
+        Hidden([rows_BW[:, :5], rows_BW[:, 5:]], None, None)
+        for rows_BW in (hidden_BW, hidden_BW[[0, 0, 1, 2, 3, 4, 4, 5]])
+    )
     label_B = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
     weight_B = torch.tensor([2.0, 1.0, 1.0, 1.0, 2.0, 1.0])
     twice_B = torch.tensor([0, 0, 1, 2, 3, 4, 4, 5])
     torch.testing.assert_close(
-        network.loss(hidden_BW, label_B, weight_B=weight_B / weight_B.mean()),
-        network.loss(hidden_BW[twice_B], label_B[twice_B]),
+        network.loss(hidden, label_B, weight_B=weight_B / weight_B.mean()),
+        network.loss(hidden_twice, label_B[twice_B]),
     )
 
 
