@@ -27,11 +27,7 @@ from ranking.sharded_checkpoint import same_checkpoint
 from ranking.tower import TowerRanker
 
 TOLERANCE = 1e-4
-"""Weights of one rank and of many may differ by this after the steps compared: sums are taken in
-another order."""
-CONTROL_FACTOR = 3.0
-"""Or by so many times what the order of rows alone does to one rank: over some hundred steps
-training blows the last digit of a sum up to any size, and then nothing tighter can be asked."""
+"""Weights of many ranks may differ by this from those of one that sums in as many parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +37,10 @@ class ShardingVerdict:
     ranks: int
     steps: int
     weight_difference: float
-    """Largest absolute difference of any weight."""
-    control_difference: float
-    """The same between one rank and one rank that takes the rows of each batch backwards."""
+    """Largest absolute difference of any weight, the one rank summing its gradients in parts."""
+    whole_batch_difference: float
+    """The same where the one rank sums over whole batches: how far another order of sums alone has
+    taken the weights after so many steps. It grows without bound and is no fault."""
     momentum_difference: float
     """Largest absolute difference of any row's sum of squared gradients."""
     round_trip_exact: bool
@@ -52,8 +49,7 @@ class ShardingVerdict:
     @property
     def agrees(self) -> bool:
         """Whether all of it holds."""
-        allowed = max(TOLERANCE, CONTROL_FACTOR * self.control_difference)
-        return self.weight_difference <= allowed and self.round_trip_exact
+        return self.weight_difference <= TOLERANCE and self.round_trip_exact
 
     def to_metrics(self) -> dict[str, float]:
         """Return the figures, flat."""
@@ -61,7 +57,7 @@ class ShardingVerdict:
             "ranks": float(self.ranks),
             "steps": float(self.steps),
             "weight_difference": self.weight_difference,
-            "control_difference": self.control_difference,
+            "whole_batch_difference": self.whole_batch_difference,
             "momentum_difference": self.momentum_difference,
             "round_trip_exact": float(self.round_trip_exact),
             "agrees": float(self.agrees),
@@ -72,7 +68,7 @@ def verify_sharding(
     config: RunConfig,
     *,
     ranks: int = 2,
-    steps: int = 30,
+    steps: int = 200,
     column_wise: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> ShardingVerdict:
@@ -84,10 +80,9 @@ def verify_sharding(
     Args:
         config: As for ``train``; its first variant is compared, ``production`` by default.
         ranks: How many.
-        steps: Compared after so many; at most an epoch. From about fifty on the order of sums alone
-            may move weights as far as training itself does.
+        steps: Compared after so many; at most an epoch.
         column_wise: Features whose tables are split by columns. Row-wise Adagrad then works on
-            parts of rows, so weights differ by more than the order of sums.
+            parts of rows, so weights differ.
         progress: Told of the stages.
 
     Raises:
@@ -116,26 +111,27 @@ def verify_sharding(
         with progress.stage("features and the first weights"):
             one = _write_job_(once, job_folder, column_wise)
         steps = min(steps, -(-one // config.tower.batch_size))
-        states = {name: folder / name for name in ("one", "many", "control")}
-        with progress.stage(f"{steps} steps on one rank"):
-            _torchrun(1, job_folder, states["one"], steps)
+        states = {name: folder / name for name in ("one", "many", "whole")}
+        threads = max(1, (os.cpu_count() or 1) // ranks)
+        with progress.stage(f"{steps} steps on one rank, in {ranks} parts"):
+            _torchrun(1, job_folder, states["one"], steps, threads, str(ranks))
         with progress.stage(f"{steps} steps on {ranks} ranks"):
-            _torchrun(ranks, job_folder, states["many"], steps)
-        with progress.stage(f"{steps} steps on one rank, rows backwards"):
-            _torchrun(1, job_folder, states["control"], steps, "backwards")
+            _torchrun(ranks, job_folder, states["many"], steps, threads)
+        with progress.stage(f"{steps} steps on one rank, whole batches"):
+            _torchrun(1, job_folder, states["whole"], steps, threads)
         with progress.stage("a checkpoint there and back"):
             there = folder / "there"
             shutil.copytree(states["one"], there)
-            _torchrun(ranks, job_folder, there, 0)
-            _torchrun(1, job_folder, there, 0)
+            _torchrun(ranks, job_folder, there, 0, threads)
+            _torchrun(1, job_folder, there, 0, threads)
             exact = same_checkpoint(states["one"] / "state", there / "state")
-        one, many, control = (_whole(states[name] / "state") for name in states)
-    apart, by_order = _differences(one, many), _differences(one, control)
+        one, many, whole = (_whole(states[name] / "state") for name in states)
+    apart, by_order = _differences(one, many), _differences(many, whole)
     return ShardingVerdict(
         ranks=ranks,
         steps=steps,
         weight_difference=apart["weights"],
-        control_difference=by_order["weights"],
+        whole_batch_difference=by_order["weights"],
         momentum_difference=apart["momenta"],
         round_trip_exact=exact,
     )
@@ -148,7 +144,8 @@ def _differences(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
     found = {"weights": 0.0, "momenta": 0.0}
     for name, value in left.items():
         kind = "momenta" if name.endswith(".momentum") else "weights"
-        found[kind] = max(found[kind], float((value - right[name]).abs().max()))
+        if value.numel():
+            found[kind] = max(found[kind], float((value - right[name]).abs().max()))
     return found
 
 
@@ -169,8 +166,8 @@ def _write_job_(config: RunConfig, folder: Path, column_wise: tuple[str, ...]) -
     return len(parts.train)
 
 
-def _torchrun(ranks: int, job: Path, state: Path, steps: int, *words: str) -> None:
-    """Run ``ranking.sharding_check`` on so many ranks.
+def _torchrun(ranks: int, job: Path, state: Path, steps: int, threads: int, *words: str) -> None:
+    """Run ``ranking.sharding_check`` on so many ranks, each of so many threads.
 
     Raises:
         ValueError: If it fails; with the end of what it said.
@@ -178,7 +175,6 @@ def _torchrun(ranks: int, job: Path, state: Path, steps: int, *words: str) -> No
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    threads = max(1, (os.cpu_count() or 1) // ranks)
     # The packages may run from a checkout: the ranks must find them where this process did.
     path = os.pathsep.join(entry for entry in sys.path if entry)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}

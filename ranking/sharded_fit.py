@@ -113,7 +113,7 @@ def train_together(
     *,
     checkpoint: Path | None = None,
     max_steps: int | None = None,
-    backwards: bool = False,
+    parts: int = 1,
     progress: Progress | None = None,
 ) -> list[Check]:
     """Fit a network on all ranks; the first one's holds what was learned. A collective call.
@@ -124,7 +124,7 @@ def train_together(
         ranks: The open group.
         checkpoint: Folder for the state; see ``ShardedTraining``.
         max_steps: Stop after so many.
-        backwards: See ``ShardedTraining``.
+        parts: See ``ShardedTraining``.
         progress: Told of every check.
     """
     train, validation = job.tensors()
@@ -135,7 +135,7 @@ def train_together(
             seed=job.seed,
             ranks=ranks,
             checkpoint=checkpoint,
-            backwards=backwards,
+            parts=parts,
         )
         checks = training.run(
             train,

@@ -9,7 +9,10 @@ Shape letters: N rows, B rows of this rank, V validation rows of this rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,32 @@ class _Progress:
         return cls(**{**record, "checks": checks})
 
 
+class _Recorder:
+    """Answers lookups with nothing and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[ShardedTables, Tensor]] = []
+
+    def __call__(self, table: ShardedTables, sparse_BF: Tensor) -> Tensor:
+        self.asked.append((table, sparse_BF))
+        return torch.zeros(len(sparse_BF), sparse_BF.shape[1] * table.width)
+
+
+@contextmanager
+def _lookups(
+    tables: Iterable[ShardedTables], answer: Callable[[ShardedTables, Tensor], Tensor]
+) -> Iterator[None]:
+    """Let ``answer`` stand for the lookups of some tables."""
+    tables = list(tables)
+    for table in tables:
+        table.forward = partial(answer, table)
+    try:
+        yield
+    finally:
+        for table in tables:
+            del table.forward
+
+
 class ShardedTraining:
     """One training on all ranks; every rank constructs it with the same arguments and runs it.
 
@@ -69,8 +98,9 @@ class ShardedTraining:
         checkpoint: Folder for the state, on storage that all ranks share; None keeps none. If it
             holds one, ``run`` goes on from there, whatever the number of ranks that wrote it.
         every: Steps from one checkpoint to the next.
-        backwards: Take the rows of each batch in the opposite order, which changes nothing but
-            the order of sums: what it moves, is no fault of the ranks.
+        parts: Let one rank sum its gradients as so many ranks do, each over its part of the
+            batch. Then what many ranks make of the same start must be the same, after any number
+            of steps; a sum over the whole batch rounds otherwise, and training blows that up.
     """
 
     def __init__(
@@ -82,11 +112,11 @@ class ShardedTraining:
         ranks: Ranks,
         checkpoint: Path | None = None,
         every: int = 1000,
-        backwards: bool = False,
+        parts: int = 1,
     ) -> None:
         self.network, self.config, self.ranks = network, config, ranks
         self.seed, self.checkpoint, self.every = seed, checkpoint, every
-        self.backwards = backwards
+        self.parts = parts
         self.tables = {
             name: module
             for name, module in network.named_modules()
@@ -115,6 +145,8 @@ class ShardedTraining:
                 f"batch_size={config.batch_size} cannot be shared by {ranks.world} ranks; make it "
                 f"a multiple of {ranks.world}"
             )
+        if parts > 1 and ranks.world > 1:
+            raise ValueError(f"parts={parts} is for one rank, and there are {ranks.world}")
         refuse_alone_only(config, weighted=False)
 
     def run(
@@ -155,8 +187,7 @@ class ShardedTraining:
                 order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
                 order_N = torch.randperm(len(train), generator=order)
             rows = order_N[place * config.batch_size : (place + 1) * config.batch_size]
-            rows = rows[: len(rows) - len(rows) % ranks.world]
-            rows = rows.flip(0) if self.backwards else rows
+            rows = rows[: len(rows) - len(rows) % (ranks.world * self.parts)]
             if len(rows):
                 own_B = rows[ranks.own(len(rows))]
                 state.losses.append(self._update(train.batch(own_B), labels_N[own_B], bf16))
@@ -253,23 +284,53 @@ class ShardedTraining:
         network, ranks = self.network, self.ranks
         network.train()
         self.optimizer.zero_grad(set_to_none=True)
+        device_inputs, labels = self._there(inputs), label_B.to(ranks.device)
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
-            hidden = network.hidden(*self._there(inputs))
-        loss = network.loss(hidden, label_B.to(ranks.device))
+            if self.parts > 1:
+                loss = self._backward_in_parts_(device_inputs, labels)
+            else:
+                loss = network.loss(network.hidden(*device_inputs), labels)
         if not bool(torch.isfinite(loss)):
             raise ValueError(
                 f"the loss is {float(loss)} at step {self.step + 1} on rank {ranks.rank}; lower "
                 "the learning rate"
             )
-        # torchrec divides the gradients of the tables by the number of ranks itself.
-        loss.backward()
+        if self.parts == 1:
+            # torchrec divides the gradients of the tables by the number of ranks itself.
+            loss.backward()
         ranks.sum_gradients_(self.dense.values(), ())
-        if ranks.world > 1:
+        if (sharers := max(ranks.world, self.parts)) > 1:
             for parameter in self.dense.values():
                 assert parameter.grad is not None
-                parameter.grad /= ranks.world
+                parameter.grad /= sharers
         self.optimizer.step()
         return float(loss.detach())
+
+    def _backward_in_parts_(self, inputs: list[Tensor], label_B: Tensor) -> Tensor:
+        """Leave gradients as ``parts`` ranks sum them; return the mean loss.
+
+        Rows are looked up once for the whole batch, so that tables are updated once, as they are
+        where many ranks exchange what they look up.
+        """
+        network = self.network
+        recorder = _Recorder()
+        with torch.no_grad(), _lookups(self.tables.values(), recorder):
+            network.hidden(*inputs)
+        looked_up = [table(sparse_BF) for table, sparse_BF in recorder.asked]
+        leaves = [out_BW.detach().requires_grad_() for out_BW in looked_up]
+        losses = []
+        for part in range(self.parts):
+            own = [value.chunk(self.parts)[part] for value in inputs]
+            served = iter([leaf.chunk(self.parts)[part] for leaf in leaves])
+            with _lookups(self.tables.values(), lambda _table, _ids, rows=served: next(rows)):
+                hidden = network.hidden(*own)
+            loss = network.loss(hidden, label_B.chunk(self.parts)[part])
+            loss.backward()
+            losses.append(loss.detach())
+        for out_BW, leaf in zip(looked_up, leaves, strict=True):
+            assert leaf.grad is not None
+            out_BW.backward(leaf.grad / self.parts)
+        return torch.stack(losses).mean()
 
     def _settled(self, state: _Progress) -> bool:
         """Note whether the last check is the best; drop the rate or say that training is over."""

@@ -1,8 +1,8 @@
 """The part of ``adtower verify-sharding`` that runs under torchrun: fit a job for some steps.
 
 ``python -m torch.distributed.run --nproc-per-node 2 -m ranking.sharding_check JOB STATE STEPS``
-takes up the state in STATE, if there is one, fits the job until STEPS, and leaves its state there;
-with ``backwards`` as a fourth word, the rows of each batch come in the opposite order.
+takes up the state in STATE, if there is one, fits the job until STEPS, and leaves its state there.
+A fourth word is the number of ranks that a single one sums its gradients as.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ranking.fit_job import FitJob
 from ranking.sharded_fit import train_together
 
 
-def main(job_folder: Path, state: Path, steps: int, *, backwards: bool = False) -> None:
+def main(job_folder: Path, state: Path, steps: int, *, parts: int = 1) -> None:
     """Fit on all ranks of this torchrun job."""
     if not dist.is_initialized():
         # A group of one, too, so that one rank runs what many run.
@@ -27,7 +27,7 @@ def main(job_folder: Path, state: Path, steps: int, *, backwards: bool = False) 
     ranks = Ranks(rank=dist.get_rank(), world=dist.get_world_size())
     job = FitJob.read(job_folder)
     network = job.network(job_folder)
-    train_together(job, network, ranks, checkpoint=state, max_steps=steps, backwards=backwards)
+    train_together(job, network, ranks, checkpoint=state, max_steps=steps, parts=parts)
     del network
     gc.collect()
     dist.barrier()
@@ -36,4 +36,4 @@ def main(job_folder: Path, state: Path, steps: int, *, backwards: bool = False) 
 
 if __name__ == "__main__":
     job_folder, state, steps, *words = sys.argv[1:]
-    main(Path(job_folder), Path(state), int(steps), backwards="backwards" in words)
+    main(Path(job_folder), Path(state), int(steps), parts=int(words[0]) if words else 1)

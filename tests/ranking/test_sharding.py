@@ -338,15 +338,15 @@ def test_tables_that_do_not_fit_are_planned_as_none():
 
 @pytest.mark.slow
 def test_the_command_shows_it_on_a_dataset_of_the_users_own(tmp_path):
-    """Two ranks within the tolerance after thirty steps; what cannot be compared is refused."""
+    """Two ranks within the tolerance after 200 steps; what cannot be compared is refused."""
     world = make_world(tmp_path / "world", products=120, requests=2000, seed=0)
     config = RunConfig(
         data=world, out=tmp_path / "run", tower=CONFIG.model_copy(update={"attention": "none"})
     )
-    verdict = verify_sharding(config, steps=30)
+    verdict = verify_sharding(config, steps=200)
     assert verdict.agrees
     assert verdict.weight_difference < 1e-4
-    assert verdict.control_difference < 1e-4
+    assert verdict.whole_batch_difference > verdict.weight_difference
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="variant 'logistic' is no network with id tables"):
         verify_sharding(config.model_copy(update={"variants": ("logistic",)}))
