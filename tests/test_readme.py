@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from tyro.extras import SubcommandApp
 
+from experiments.__main__ import EMBED_COMMANDS
 from experiments.cli import app
+from experiments.cli_embed import app as embed_app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,14 +106,16 @@ def test_every_long_option_of_a_command_exists(capsys):
     assert commands
     for line in commands:
         words = line.split("#")[0].split()
-        verb, commands = [], app
+        # `embed` is a command, and the first word of others, which are an app of their own.
+        own_app = embed_app if words[1] == "embed" and words[2] in EMBED_COMMANDS else app
+        verb, commands = [], own_app
         for word in words[1:]:
             verb.append(word)
             commands = verbs(commands)[word]
             if commands is None:
                 break
         with pytest.raises(SystemExit):
-            app.cli(args=[*verb, "--help"], prog="adtower")
+            own_app.cli(args=[*verb, "--help"], prog="adtower")
         page = capsys.readouterr().out
         for option in (word.split("=")[0] for word in words if word.startswith("--")):
             assert re.search(rf"{re.escape(option)}\b", page), f"{option} of: {line}"
