@@ -1,7 +1,6 @@
 # Commands of adtower. `make help` lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
-export OMP_WAIT_POLICY := PASSIVE
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
@@ -23,10 +22,10 @@ demo: $(READY) ## The whole line on a generated grocery world: runs/demo/report.
 	$(BIN)/adtower demo --out runs/demo --seed $(SEED) --overwrite
 
 test: $(READY) ## The tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: $(READY) ## The slow tests
-	$(BIN)/python -m pytest -m "slow"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "slow"
 
 check: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from embeddings.encoders import TextEncoder
 from embeddings.hardware import hardware_choice
 from embeddings.model import DashClip
 from embeddings.precision import Precision, choose_precision
@@ -13,20 +14,29 @@ from features.kept_memory import keep_freed_memory_
 
 
 def settle_arithmetic_(model: DashClip, recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """As ``settled_arithmetic_``, for a model whose every tower computes so from here on."""
+    precision, recorded = settled_arithmetic_(model.text, model.device, recorded)
+    model.use_precision(precision)
+    return recorded
+
+
+def settled_arithmetic_(
+    text: TextEncoder, device: torch.device, recorded: dict[str, Any] | None
+) -> tuple[Precision, dict[str, Any]]:
     """Set threads and precision by the hardware, or as an interrupted run had them: its bits go
     on only if sums are rounded as they were.
 
     Args:
-        model: Computes in the precision chosen from here on.
+        text: The text encoder, which a lower precision is tried on.
         recorded: What this function returned to the interrupted run; None chooses anew.
 
     Returns:
-        A record that JSON holds: threads, dtype, reason, hardware.
+        The precision, and a record that JSON holds: threads, dtype, reason, hardware.
     """
     keep_freed_memory_()
     if recorded is None:
         hardware = hardware_choice()
-        precision = choose_precision(model.text, model.device, hardware=hardware)
+        precision = choose_precision(text, device, hardware=hardware)
         recorded = {
             "threads": hardware.threads,
             "dtype": str(precision.dtype).removeprefix("torch."),
@@ -35,5 +45,4 @@ def settle_arithmetic_(model: DashClip, recorded: dict[str, Any] | None) -> dict
         }
     torch.set_num_threads(recorded["threads"])
     dtype = getattr(torch, recorded["dtype"])
-    model.use_precision(Precision(dtype=dtype, reason=recorded["reason"]))
-    return recorded
+    return Precision(dtype=dtype, reason=recorded["reason"]), recorded

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from embeddings import training_state
-from embeddings.hardware import hardware_choice
-from embeddings.precision import Precision, choose_precision
+from embeddings.arithmetic import settled_arithmetic_
+from embeddings.precision import Precision
 from embeddings.relevance.judge_data import LabelledPairs
 from embeddings.relevance.judge_network import JudgeNetwork, PairTokens
 from embeddings.schedule import adamw, generator_at, learning_rate_factor, take_step_
@@ -141,7 +141,7 @@ def fit_(
         training_state.put_back_("network", network, names, tensors)
         training_state.restore_optimizer_(optimizer, tensors)
         step, losses, arithmetic = record["step"], record["losses"], record["arithmetic"]
-    precision, arithmetic = settle_arithmetic(network, arithmetic)
+    precision, arithmetic = settled_arithmetic_(network.text, network.mean_C.device, arithmetic)
     per_epoch = len(data.tokens) // min(config.batch, len(data.tokens))
     steps = max(1, round(config.epochs * per_epoch))
     batches: list[Tensor] = []
@@ -201,24 +201,6 @@ def trained_groups(
         rate *= config.layer_decay
     below = [network.segment_D, text.positions.weight, *text.norm.parameters()]
     return [*groups, (below, rate)]
-
-
-def settle_arithmetic(
-    network: JudgeNetwork, recorded: dict[str, Any] | None
-) -> tuple[Precision, dict[str, Any]]:
-    """Set threads and precision by the hardware, or as an interrupted run had them.
-
-    Returns:
-        The precision, and a record of both that JSON holds.
-    """
-    if recorded is None:
-        hardware = hardware_choice()
-        chosen = choose_precision(network.text, network.mean_C.device, hardware=hardware)
-        dtype = str(chosen.dtype).removeprefix("torch.")
-        recorded = {"threads": hardware.threads, "dtype": dtype, "reason": chosen.reason}
-    torch.set_num_threads(recorded["threads"])
-    dtype = getattr(torch, recorded["dtype"])
-    return Precision(dtype=dtype, reason=recorded["reason"]), recorded
 
 
 @torch.no_grad()
