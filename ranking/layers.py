@@ -77,7 +77,7 @@ class _SideBySide(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0][:, : ctx.width].float(memory_format=torch.contiguous_format), None, None
+        return grads[0][:, : ctx.width].float().contiguous(), None, None
 
 
 def mlp_of(width: int, layers: Sequence[int], dropout: float) -> nn.Sequential:

@@ -78,12 +78,12 @@ def _lookups(
     """Let ``answer`` stand for the lookups of some tables."""
     tables = list(tables)
     for table in tables:
-        table.forward = partial(answer, table)
+        table.__dict__["forward"] = partial(answer, table)
     try:
         yield
     finally:
         for table in tables:
-            del table.forward
+            del table.__dict__["forward"]
 
 
 class ShardedTraining:

@@ -1,0 +1,36 @@
+"""How idle threads wait is settled before torch is loaded."""
+
+import pytest
+
+from experiments.__main__ import SPINS, others_run, settle_waiting_
+
+
+@pytest.mark.parametrize(
+    ("busy", "settled"),
+    [(True, {"OMP_WAIT_POLICY": "PASSIVE"}), (False, {"GOMP_SPINCOUNT": SPINS})],
+)
+def test_idle_threads_sleep_at_once_where_others_compute(busy, settled):
+    environment: dict[str, str] = {}
+    settle_waiting_(environment, busy)
+    assert environment == settled
+
+
+@pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_what_the_user_has_settled_stays(own):
+    environment = dict(own)
+    settle_waiting_(environment, busy=False)
+    assert environment == own
+
+
+@pytest.mark.parametrize(
+    ("line", "busy"),
+    [("0.00 0.01 0.05 1/120 77\n", False), ("0.00 0.01 0.05 3/120 77\n", True), ("?", True)],
+)
+def test_a_machine_is_busy_where_more_than_this_process_runs(tmp_path, line, busy):
+    path = tmp_path / "loadavg"
+    path.write_text(line)
+    assert others_run(path) is busy
+
+
+def test_a_machine_that_does_not_tell_counts_as_busy(tmp_path):
+    assert others_run(tmp_path / "none")
