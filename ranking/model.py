@@ -202,7 +202,7 @@ class ClickNetwork(nn.Module):
 
     def logit_of(self, hidden: Hidden) -> Tensor:
         """Return the logits in float32 whatever the layers before computed in, shape (B,)."""
-        if torch.is_grad_enabled() and hidden.seen[0].device.type == "cpu":
+        if self.training and hidden.seen[0].device.type == "cpu":
             logit_B = exact_logit(hidden.seen, self.logit.weight[0], self.logit.bias)
         else:
             seen_BW = torch.cat([part.float() for part in hidden.seen], dim=1)
