@@ -23,10 +23,11 @@ from torch import Tensor
 
 from embeddings.ranks import Ranks
 from embeddings.training_state import optimizer_tensors, restore_optimizer_
+from features.kept_memory import keep_freed_memory_
 from ranking.contract import Progress
 from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
-from ranking.model import ClickNetwork
+from ranking.model import ClickNetwork, Hidden
 from ranking.sharded_checkpoint import checkpoint_exists, read_checkpoint_, write_checkpoint_
 from ranking.sharded_tables import Shard, ShardedTables
 from ranking.train import Check
@@ -168,6 +169,7 @@ class ShardedTraining:
             One record a check, in order; equal on every rank. The network is at its best check, or
             at the last step if there was none.
         """
+        keep_freed_memory_()
         config, ranks = self.config, self.ranks
         bf16 = use_bf16(config.bf16)
         labels_N = torch.tensor(label_N)
@@ -285,11 +287,10 @@ class ShardedTraining:
         network.train()
         self.optimizer.zero_grad(set_to_none=True)
         device_inputs, labels = self._there(inputs), label_B.to(ranks.device)
-        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
-            if self.parts > 1:
-                loss = self._backward_in_parts_(device_inputs, labels)
-            else:
-                loss = network.loss(network.hidden(*device_inputs), labels)
+        if self.parts > 1:
+            loss = self._backward_in_parts_(device_inputs, labels, bf16)
+        else:
+            loss = network.loss(self._hidden(device_inputs, bf16), labels)
         if not bool(torch.isfinite(loss)):
             raise ValueError(
                 f"the loss is {float(loss)} at step {self.step + 1} on rank {ranks.rank}; lower "
@@ -306,16 +307,20 @@ class ShardedTraining:
         self.optimizer.step()
         return float(loss.detach())
 
-    def _backward_in_parts_(self, inputs: list[Tensor], label_B: Tensor) -> Tensor:
+    def _hidden(self, inputs: list[Tensor], bf16: bool) -> Hidden:
+        """What the last layer takes; that layer and the loss compute outside, in float32."""
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=bf16):
+            return self.network.hidden(*inputs)
+
+    def _backward_in_parts_(self, inputs: list[Tensor], label_B: Tensor, bf16: bool) -> Tensor:
         """Leave gradients as ``parts`` ranks sum them; return the mean loss.
 
         Rows are looked up once for the whole batch, so that tables are updated once, as they are
         where many ranks exchange what they look up.
         """
-        network = self.network
         recorder = _Recorder()
         with torch.no_grad(), _lookups(self.tables.values(), recorder):
-            network.hidden(*inputs)
+            self._hidden(inputs, bf16)
         looked_up = [table(sparse_BF) for table, sparse_BF in recorder.asked]
         leaves = [out_BW.detach().requires_grad_() for out_BW in looked_up]
         losses = []
@@ -323,8 +328,8 @@ class ShardedTraining:
             own = [value.chunk(self.parts)[part] for value in inputs]
             served = iter([leaf.chunk(self.parts)[part] for leaf in leaves])
             with _lookups(self.tables.values(), lambda _table, _ids, rows=served: next(rows)):
-                hidden = network.hidden(*own)
-            loss = network.loss(hidden, label_B.chunk(self.parts)[part])
+                hidden = self._hidden(own, bf16)
+            loss = self.network.loss(hidden, label_B.chunk(self.parts)[part])
             loss.backward()
             losses.append(loss.detach())
         for out_BW, leaf in zip(looked_up, leaves, strict=True):

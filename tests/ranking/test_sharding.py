@@ -24,6 +24,7 @@ from experiments.marketplace.world import make_world
 from experiments.verify_sharding import _whole, verify_sharding
 from ranking.checkpoint import write_manifest
 from ranking.fit_job import FitJob
+from ranking.model import ClickNetwork
 from ranking.sharded_checkpoint import same_checkpoint
 from ranking.sharded_fit import sharded_tables, train_together
 from ranking.sharded_training import ShardedTraining
@@ -246,6 +247,21 @@ def test_settings_that_ranks_do_not_follow_are_refused(job_folder, group_of_one,
     job = dataclasses.replace(job, config=CONFIG.model_copy(update=changes))
     with pytest.raises(ValueError, match=message):
         train_together(job, job.network(job_folder), group_of_one)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_loss_is_never_taken_in_bfloat16(job_folder, group_of_one, monkeypatch, parts):
+    seen, loss_of = [], ClickNetwork.loss
+
+    def spy(self, hidden, *args, **options):
+        seen.append((torch.is_autocast_enabled("cpu"), hidden.seen[0].dtype))
+        return loss_of(self, hidden, *args, **options)
+
+    monkeypatch.setattr(ClickNetwork, "loss", spy)
+    job = FitJob.read(job_folder)
+    job = dataclasses.replace(job, config=CONFIG.model_copy(update={"bf16": "on"}))
+    train_together(job, job.network(job_folder), group_of_one, max_steps=2, parts=parts)
+    assert seen == [(False, torch.bfloat16)] * (2 * parts)
 
 
 @pytest.mark.parametrize("guard", ["freeze", "draw_again"])
