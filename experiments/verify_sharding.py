@@ -219,5 +219,5 @@ def _whole(folder: Path) -> dict[str, torch.Tensor]:
         else:
             whole[name] = torch.cat(halves, dim=1)
     dense = load_file(folder / "dense.safetensors")
-    kept = {name: value.float() for name, value in dense.items() if name.startswith("dense.")}
-    return whole | kept
+    kinds = ("dense.", "average.")
+    return whole | {name: value.float() for name, value in dense.items() if name.startswith(kinds)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
 
 Decision = Literal["better", "wait", "drop", "stop"]
 
@@ -28,6 +28,7 @@ class Plateau:
     stale: int = 0
     """Checks since the best."""
     best: float = float("inf")
+    """Infinite before the first check."""
 
     def observe(self, loss: float) -> Decision:
         """Return what a check with this loss means; only ``drop`` changes the scale."""
@@ -41,3 +42,13 @@ class Plateau:
             return "stop"
         self.scale, self.drops, self.stale = self.scale * self.lr_drop, self.drops + 1, 0
         return "drop"
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the state in values that JSON holds, which knows no infinity."""
+        return {**asdict(self), "best": self.best if self.best < float("inf") else None}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> Self:
+        """Take up what ``to_record`` returned."""
+        best = float("inf") if record["best"] is None else record["best"]
+        return cls(**{**record, "best": best})

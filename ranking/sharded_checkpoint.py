@@ -27,7 +27,7 @@ from embeddings.ranks import Ranks
 from ranking.checkpoint import file_sha256, read_verified, verify_folder, write_manifest
 from ranking.sharded_tables import Shard, ShardedTables
 
-FORMAT = 1
+FORMAT = 2
 DENSE = "dense.safetensors"
 
 

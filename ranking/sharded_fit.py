@@ -25,10 +25,11 @@ from ranking.fit_job import FitJob
 from ranking.fit_leader import LEADERS
 from ranking.fused_tables import FusedTables
 from ranking.model import ClickNetwork
+from ranking.sample_weights import sample_weights
 from ranking.sharded_tables import ShardedTables
 from ranking.sharded_training import ShardedTraining
 from ranking.tower_config import TowerConfig
-from ranking.train import Check
+from ranking.train import Check, LabelledRows
 
 POLL_SECONDS = 0.05
 DONE = "done.json"
@@ -138,10 +139,8 @@ def train_together(
             parts=parts,
         )
         checks = training.run(
-            train,
-            job.outcome_N,
-            validation,
-            job.label_N,
+            LabelledRows(inputs=train, label_N=job.outcome_N, weight_N=sample_weights(job.train)),
+            LabelledRows(inputs=validation, label_N=job.label_N),
             max_steps=max_steps,
             progress=progress if ranks.rank == 0 else None,
         )

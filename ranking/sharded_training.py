@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,40 +25,17 @@ from embeddings.ranks import Ranks
 from embeddings.training_state import optimizer_tensors, restore_optimizer_
 from features.kept_memory import keep_freed_memory_
 from ranking.contract import Progress
+from ranking.epoch_order import order_of_epoch, sampled_shift
 from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
 from ranking.model import ClickNetwork, Hidden
+from ranking.plateau import Plateau
 from ranking.sharded_checkpoint import checkpoint_exists, read_checkpoint_, write_checkpoint_
 from ranking.sharded_tables import Shard, ShardedTables
-from ranking.train import Check
-from ranking.train_config import TrainConfig, refuse_alone_only, use_bf16
+from ranking.train import Check, LabelledRows
+from ranking.train_config import TrainConfig, use_bf16
 
 SCORING_BATCH = 8192
-
-
-@dataclass(kw_only=True)
-class _Progress:
-    """How far early stopping has come; equal on every rank."""
-
-    checks: list[Check] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    """Of the steps since the last check, on this rank."""
-    scale: float = 1.0
-    """Of the learning rates."""
-    drops: int = 0
-    stale: int = 0
-    best_loss: float = float("inf")
-    best: dict[str, Any] | None = None
-
-    def to_record(self) -> dict[str, Any]:
-        kept = ("losses", "scale", "drops", "stale", "best_loss")
-        checks = [asdict(check) for check in self.checks]
-        return {**{name: getattr(self, name) for name in kept}, "checks": checks}
-
-    @classmethod
-    def of_record(cls, record: dict[str, Any]) -> _Progress:
-        checks = [Check(**check) for check in record["checks"]]
-        return cls(**{**record, "checks": checks})
 
 
 class _Recorder:
@@ -140,7 +117,22 @@ class ShardedTraining:
             lr=config.lr,
             fused=True,
         )
-        self.step, self.progress = 0, _Progress()
+        self.averages = (
+            None
+            if config.ema_decay is None
+            else {name: value.detach().clone() for name, value in self.dense.items()}
+        )
+        """Of the dense weights, which then score; None scores with the weights themselves."""
+        self.plateau = Plateau(
+            patience=config.patience, lr_drop=config.lr_drop, lr_drops=config.lr_drops
+        )
+        self.shift = sampled_shift(config.negative_rate)
+        self.step, self.stopped = 0, False
+        self.checks: list[Check] = []
+        self.losses: list[float] = []
+        """Of the steps since the last check, on this rank."""
+        self.best: dict[str, Any] | None = None
+        """Weights at the best check."""
         if config.batch_size % ranks.world:
             raise ValueError(
                 f"batch_size={config.batch_size} cannot be shared by {ranks.world} ranks; make it "
@@ -148,14 +140,11 @@ class ShardedTraining:
             )
         if parts > 1 and ranks.world > 1:
             raise ValueError(f"parts={parts} is for one rank, and there are {ranks.world}")
-        refuse_alone_only(config, weighted=False)
 
     def run(
         self,
-        train: ExampleTensors,
-        label_N: NDArray[np.float32],
-        validation: ExampleTensors,
-        validation_label_N: NDArray[np.float32],
+        train: LabelledRows,
+        validation: LabelledRows,
         *,
         max_steps: int | None = None,
         progress: Progress | None = None,
@@ -172,52 +161,58 @@ class ShardedTraining:
         keep_freed_memory_()
         config, ranks = self.config, self.ranks
         bf16 = use_bf16(config.bf16)
-        labels_N = torch.tensor(label_N)
-        steps_an_epoch = max(1, (len(train) + config.batch_size - 1) // config.batch_size)
+        label_N = torch.tensor(train.label_N)
+        weight_N = None if train.weight_N is None else torch.tensor(train.weight_N)
+        steps_an_epoch = max(1, -(-len(self._order(label_N, 0)) // config.batch_size))
         check_every = max(1, steps_an_epoch // config.checks_per_epoch)
         last = steps_an_epoch * config.max_epochs
         last = last if max_steps is None else min(last, max_steps)
         self._go_on()
-        state, order_N = self.progress, None
-        while self.step < last:
+        order_N = None
+        while self.step < last and not self.stopped:
             epoch, place = divmod(self.step, steps_an_epoch)
-            if epoch:
-                self._guard_large_tables_(epoch, begins=place == 0)
+            anew = epoch > 0 and self._guard_large_tables_(epoch, begins=place == 0)
             if self.step <= config.warm_up_steps:
                 self._set_rates_()
             if place == 0 or order_N is None:
-                order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                order_N = torch.randperm(len(train), generator=order)
+                order_N = self._order(label_N, epoch)
             rows = order_N[place * config.batch_size : (place + 1) * config.batch_size]
             rows = rows[: len(rows) - len(rows) % (ranks.world * self.parts)]
             if len(rows):
                 own_B = rows[ranks.own(len(rows))]
-                state.losses.append(self._update(train.batch(own_B), labels_N[own_B], bf16))
+                weight_B = None if weight_N is None else weight_N[own_B]
+                inputs = train.inputs.batch(own_B)
+                self.losses.append(self._update(inputs, label_N[own_B], weight_B, bf16))
             self.step += 1
             if self.step % check_every:
                 self._save_if_due_()
                 continue
-            p_click_N = self.predict(validation)
-            state.checks.append(
+            p_click_N = self.predict(validation.inputs)
+            self.checks.append(
                 Check(
                     epoch=self.step / steps_an_epoch,
-                    train_log_loss_nats=self._mean_over_ranks(state.losses),
-                    validation_log_loss_nats=log_loss_nats(validation_label_N, p_click_N),
-                    validation_auc=auc(validation_label_N, p_click_N),
-                    learning_rate=config.lr * state.scale,
+                    train_log_loss_nats=self._mean_over_ranks(self.losses),
+                    validation_log_loss_nats=log_loss_nats(validation.label_N, p_click_N),
+                    validation_auc=auc(validation.label_N, p_click_N),
+                    learning_rate=config.lr * self.plateau.scale,
                 )
             )
-            state.losses.clear()
+            self.losses.clear()
             if progress is not None:
-                progress(self.step, last, str(asdict(state.checks[-1])))
-            if self._settled(state):
-                break
-            self._save_if_due_()
+                progress(self.step, last, str(asdict(self.checks[-1])))
+            # Tables that began anew are behind until the epoch ends.
+            counts = not anew or place + 1 + check_every > steps_an_epoch
+            if counts:
+                self._settle_()
+            if not self.stopped:
+                self._save_if_due_()
         if self.checkpoint is not None:
             self.save_()
-        if state.best is not None:
-            self._put_back_(state.best)
-        return state.checks
+        if self.best is not None:
+            self._put_back_(self.best)
+        elif self.averages is not None:
+            self._put_back_dense_(self.averages)
+        return self.checks
 
     def predict(self, inputs: ExampleTensors) -> NDArray[np.float64]:
         """Return P(click) of every row on every rank, shape (N,); a collective call."""
@@ -228,7 +223,7 @@ class ShardedTraining:
         own_V = own_V.clamp(max=len(inputs) - 1)
         self.network.eval()
         scores = []
-        with torch.no_grad():
+        with torch.no_grad(), self._averaged():
             for rows in slices(share, SCORING_BATCH):
                 scores.append(torch.sigmoid(self.network(*self._there(inputs.batch(own_V[rows])))))
         self.network.train()
@@ -238,11 +233,16 @@ class ShardedTraining:
     def save_(self, part: str = "state") -> None:
         """Write the state, or the best weights so far; a collective call."""
         assert self.checkpoint is not None
-        dense = {f"dense.{name}": value for name, value in self._dense_state().items()}
+        found = self._dense_state() if part == "state" else self._scoring_state()
+        dense = {f"dense.{name}": value for name, value in found.items()}
         record: dict[str, Any] = {"step": self.step}
         if part == "state":
             dense |= optimizer_tensors(self.optimizer)
-            record["progress"] = self.progress.to_record()
+            dense |= {f"average.{name}": value for name, value in (self.averages or {}).items()}
+            checks = [asdict(check) for check in self.checks]
+            plateau = self.plateau.to_record()
+            record |= {"stopped": self.stopped, "losses": self.losses}
+            record |= {"checks": checks, "plateau": plateau}
         groups = list(self.tables.values())
         write_checkpoint_(self.checkpoint / part, groups, dense, record, self.ranks)
 
@@ -252,13 +252,17 @@ class ShardedTraining:
         best = None
         if checkpoint_exists(self.checkpoint / "best"):
             self._read_("best")
-            best = self._copied_state()
+            best = self._copied_state(self._dense_state())
         tensors, record = self._read_("state")
         restore_optimizer_(self.optimizer, tensors)
-        self.step = int(record["step"])
-        self.progress = _Progress.of_record(record["progress"])
-        if self.progress.checks:
-            self.progress.best = best
+        for name, value in (self.averages or {}).items():
+            value.copy_(tensors[f"average.{name}"])
+        self.step, self.stopped = int(record["step"]), record["stopped"]
+        self.losses = record["losses"]
+        self.checks = [Check(**check) for check in record["checks"]]
+        self.plateau = Plateau.of_record(record["plateau"])
+        # One that an earlier attempt wrote after this state would be found again.
+        self.best = best if self.plateau.best < float("inf") else None
         self._set_rates_()
 
     def _read_(self, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -281,16 +285,25 @@ class ShardedTraining:
         mean = torch.tensor(float(np.mean(losses)) if losses else 0.0, device=self.ranks.device)
         return float(self.ranks.sum(mean)) / self.ranks.world
 
-    def _update(self, inputs: list[Tensor], label_B: Tensor, bf16: bool) -> float:
+    def _order(self, label_N: Tensor, epoch: int) -> Tensor:
+        return order_of_epoch(
+            label_N, negative_rate=self.config.negative_rate, seed=self.seed, epoch=epoch
+        )
+
+    def _update(
+        self, inputs: list[Tensor], label_B: Tensor, weight_B: Tensor | None, bf16: bool
+    ) -> float:
         """One step; returns this rank's mean loss."""
         network, ranks = self.network, self.ranks
         network.train()
         self.optimizer.zero_grad(set_to_none=True)
         device_inputs, labels = self._there(inputs), label_B.to(ranks.device)
+        weights = None if weight_B is None else weight_B.to(ranks.device)
         if self.parts > 1:
-            loss = self._backward_in_parts_(device_inputs, labels, bf16)
+            loss = self._backward_in_parts_(device_inputs, labels, weights, bf16)
         else:
-            loss = network.loss(self._hidden(device_inputs, bf16), labels)
+            hidden = self._hidden(device_inputs, bf16)
+            loss = network.loss(hidden, labels, weight_B=weights, shift=self.shift)
         if not bool(torch.isfinite(loss)):
             raise ValueError(
                 f"the loss is {float(loss)} at step {self.step + 1} on rank {ranks.rank}; lower "
@@ -305,6 +318,7 @@ class ShardedTraining:
                 assert parameter.grad is not None
                 parameter.grad /= sharers
         self.optimizer.step()
+        self._average_()
         return float(loss.detach())
 
     def _hidden(self, inputs: list[Tensor], bf16: bool) -> Hidden:
@@ -312,7 +326,9 @@ class ShardedTraining:
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=bf16):
             return self.network.hidden(*inputs)
 
-    def _backward_in_parts_(self, inputs: list[Tensor], label_B: Tensor, bf16: bool) -> Tensor:
+    def _backward_in_parts_(
+        self, inputs: list[Tensor], label_B: Tensor, weight_B: Tensor | None, bf16: bool
+    ) -> Tensor:
         """Leave gradients as ``parts`` ranks sum them; return the mean loss.
 
         Rows are looked up once for the whole batch, so that tables are updated once, as they are
@@ -329,7 +345,9 @@ class ShardedTraining:
             served = iter([leaf.chunk(self.parts)[part] for leaf in leaves])
             with _lookups(self.tables.values(), lambda _table, _ids, rows=served: next(rows)):
                 hidden = self._hidden(own, bf16)
-            loss = self.network.loss(hidden, label_B.chunk(self.parts)[part])
+            weights = None if weight_B is None else weight_B.chunk(self.parts)[part]
+            labels = label_B.chunk(self.parts)[part]
+            loss = self.network.loss(hidden, labels, weight_B=weights, shift=self.shift)
             loss.backward()
             losses.append(loss.detach())
         for out_BW, leaf in zip(looked_up, leaves, strict=True):
@@ -337,43 +355,64 @@ class ShardedTraining:
             out_BW.backward(leaf.grad / self.parts)
         return torch.stack(losses).mean()
 
-    def _settled(self, state: _Progress) -> bool:
-        """Note whether the last check is the best; drop the rate or say that training is over."""
-        config, check = self.config, state.checks[-1]
-        if check.validation_log_loss_nats < state.best_loss:
-            state.best_loss, state.stale = check.validation_log_loss_nats, 0
-            state.best = self._copied_state()
+    @torch.no_grad()
+    def _average_(self) -> None:
+        """Let the averages follow the weights, as in a training alone (``DenseWeights``)."""
+        if self.averages is None:
+            return
+        assert self.config.ema_decay is not None
+        # An average over few steps would else remember the random start.
+        steps = self.step + 1
+        decay = min(self.config.ema_decay, (1 + steps) / (10 + steps))
+        for name, average in self.averages.items():
+            average.lerp_(self.dense[name].detach(), 1 - decay)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Let the averages, where there are any, stand for the dense weights."""
+        own = {name: self.dense[name].data for name in self.averages or {}}
+        for name, average in (self.averages or {}).items():
+            self.dense[name].data = average
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                self.dense[name].data = value
+
+    def _settle_(self) -> None:
+        """Note whether the last check is the best; drop the rate, or let training be over."""
+        decision = self.plateau.observe(self.checks[-1].validation_log_loss_nats)
+        if decision == "better":
+            self.best = self._copied_state(self._scoring_state())
             if self.checkpoint is not None:
                 self.save_("best")
-            return False
-        state.stale += 1
-        if state.stale < config.patience:
-            return False
-        assert state.best is not None
-        self._put_back_(state.best)
-        if state.drops == config.lr_drops:
-            return True
-        state.scale, state.drops, state.stale = state.scale * config.lr_drop, state.drops + 1, 0
-        self._set_rates_()
-        return False
+        elif decision == "drop":
+            assert self.best is not None
+            self._put_back_(self.best)
+            self._set_rates_()
+        elif decision == "stop":
+            self.stopped = True
 
-    def _guard_large_tables_(self, epoch: int, *, begins: bool) -> None:
-        """Do with large tables, which overfit in a second epoch, what the settings say."""
+    def _guard_large_tables_(self, epoch: int, *, begins: bool) -> bool:
+        """Keep large tables from overfitting in this epoch; return whether they begin it anew."""
         config = self.config
         for number, group in enumerate(self.tables.values()):
             if config.large_tables == "freeze":
                 group.freeze(config.large_table_rows)
             elif config.large_tables == "draw_again" and begins:
                 group.draw_again_(config.large_table_rows, self.seed + 7919 * epoch + number)
+        sizes = [size for group in self.tables.values() for size in group.sizes]
+        large = any(size >= config.large_table_rows for size in sizes)
+        return config.large_tables == "draw_again" and large
 
     def _set_rates_(self) -> None:
         config = self.config
         warm_up = config.warm_up_steps
         risen = min(1.0, (self.step + 1) / warm_up) if warm_up else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * self.progress.scale * risen
+            group["lr"] = config.lr * self.plateau.scale * risen
         for group in self.tables.values():
-            group.set_learning_rate(config.sparse_lr * self.progress.scale * risen)
+            group.set_learning_rate(config.sparse_lr * self.plateau.scale * risen)
 
     def _dense_state(self) -> dict[str, Tensor]:
         """Parameters and buffers that all ranks share.
@@ -384,21 +423,30 @@ class ShardedTraining:
         named = [*self.network.named_parameters(), *self.network.named_buffers()]
         return {name: value.detach() for name, value in named if not name.startswith(sharded)}
 
+    def _scoring_state(self) -> dict[str, Tensor]:
+        """As ``_dense_state``, with the averages where there are any."""
+        return {**self._dense_state(), **(self.averages or {})}
+
     def _shards(self) -> list[Shard]:
         return [shard for group in self.tables.values() for shard in group.shards()]
 
-    def _copied_state(self) -> dict[str, Any]:
+    def _copied_state(self, dense: dict[str, Tensor]) -> dict[str, Any]:
         return {
-            "dense": {name: value.detach().clone() for name, value in self._dense_state().items()},
+            "dense": {name: value.clone() for name, value in dense.items()},
             "shards": [shard.weight_SD.detach().clone() for shard in self._shards()],
         }
 
     def _put_back_(self, state: dict[str, Any]) -> None:
+        self._put_back_dense_(state["dense"])
         with torch.no_grad():
-            for name, value in self._dense_state().items():
-                value.copy_(state["dense"][name])
             for shard, kept in zip(self._shards(), state["shards"], strict=True):
                 shard.weight_SD.copy_(kept)
+
+    @torch.no_grad()
+    def _put_back_dense_(self, dense: dict[str, Tensor]) -> None:
+        for part in (self._dense_state(), self.averages or {}):
+            for name, value in part.items():
+                value.copy_(dense[name])
 
     def _there(self, inputs: list[Tensor]) -> list[Tensor]:
         return [part.to(self.ranks.device, non_blocking=True) for part in inputs]

@@ -35,7 +35,7 @@ from ranking.sample_weights import sample_weights
 from ranking.semantic_ids import ResidualCodebook, with_semantic_ids
 from ranking.tower_config import TowerConfig
 from ranking.train import SCORING_BATCH, Check, predict_network, train_network
-from ranking.train_config import refuse_alone_only, use_bf16
+from ranking.train_config import use_bf16
 from ranking.training_checkpoints import kept_in
 from ranking.warm_start import adagrad_tensors, carry_over_, restore_adagrad_
 
@@ -116,7 +116,6 @@ class TowerRanker:
                     checkpoints=None if checkpoints is None else kept_in(checkpoints, job, network),
                 )
             else:
-                refuse_alone_only(self.config, weighted=train.weight_N is not None)
                 checks = leader.train(job, network, progress)
         self.network_, self.checks_ = network.eval(), checks
         self.precision_ = "bfloat16" if use_bf16(self.config.bf16) else "float32"

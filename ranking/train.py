@@ -191,10 +191,7 @@ class Training:
             "stopped": self.stopped,
             "losses": self.losses,
             "checks": [asdict(check) for check in self.checks],
-            "plateau": {
-                **asdict(self.plateau),
-                "best": None if np.isinf(self.plateau.best) else self.plateau.best,
-            },
+            "plateau": self.plateau.to_record(),
         }
 
     @torch.no_grad()
@@ -215,10 +212,7 @@ class Training:
         self.best = {
             k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")
         }
-        best_loss = record["plateau"]["best"]
-        self.plateau = Plateau(
-            **{**record["plateau"], "best": float("inf") if best_loss is None else best_loss}
-        )
+        self.plateau = Plateau.of_record(record["plateau"])
         self.checks = [Check(**check) for check in record["checks"]]
         self.losses, self.stopped = record["losses"], record["stopped"]
         torch.set_rng_state(tensors["generator"])

@@ -50,29 +50,6 @@ class TrainConfig(BaseModel):
     """Whether dense layers compute in bfloat16; "auto" asks the processor."""
 
 
-def refuse_alone_only(config: TrainConfig, *, weighted: bool) -> None:
-    """Refuse what a training spread over ranks does not do.
-
-    Raises:
-        ValueError: If a setting differs from its default that only one process follows, or rows
-            have weights.
-    """
-    defaults = TrainConfig()
-    alone = ("ema_decay", "negative_rate")
-    wrong = [
-        f"{name}={getattr(config, name)!r}"
-        for name in alone
-        if getattr(config, name) != getattr(defaults, name)
-    ]
-    if weighted:
-        wrong.append("sample weights")
-    if wrong:
-        raise ValueError(
-            f"{', '.join(wrong)}: only a training in one process does that; leave it out or train "
-            "without torchrun"
-        )
-
-
 def use_bf16(choice: Literal["auto", "on", "off"]) -> bool:
     """Whether to compute dense layers in bfloat16.
 

@@ -24,13 +24,17 @@ from experiments.marketplace.world import make_world
 from experiments.verify_sharding import _whole, verify_sharding
 from ranking.checkpoint import write_manifest
 from ranking.fit_job import FitJob
+from ranking.fused_tables import FusedTables, TableGroup
+from ranking.metrics import log_loss_nats
 from ranking.model import ClickNetwork
+from ranking.sample_weights import sample_weights
 from ranking.sharded_checkpoint import same_checkpoint
 from ranking.sharded_fit import sharded_tables, train_together
 from ranking.sharded_training import ShardedTraining
 from ranking.sharding_plan import PlannedShard, plan_tables
 from ranking.tower import TowerRanker
 from ranking.tower_config import TowerConfig
+from ranking.train import LabelledRows, predict_network, train_network
 
 ROOT = Path(__file__).parents[2]
 CONFIG = TowerConfig(
@@ -44,14 +48,23 @@ CONFIG = TowerConfig(
     tower_mlp=(8, 4),
     projected_dim=4,
     attention="ids",
+    ema_decay=0.9,
+    negative_rate=0.8,
 )
+
+
+def weighted(examples):
+    """The rows, each counting its own way."""
+    weight_N = np.random.default_rng(0).uniform(0.5, 2.0, len(examples)).astype(np.float32)
+    return dataclasses.replace(examples, weight_N=weight_N)
 
 
 @pytest.fixture(scope="session")
 def job_folder(shop, tmp_path_factory):
-    """A fit with vectors, a production tower and a table of its own for the history."""
+    """A fit with vectors, a production tower and a table of its own for the history, of some of
+    the non-clicks, with weights of rows and averages of weights."""
     folder = tmp_path_factory.mktemp("sharding") / "job"
-    rows = shop.examples
+    rows = weighted(shop.examples)
     job, network, _ = TowerRanker(CONFIG).begin_fit_(
         rows.take(slice(0, 480)), rows.take(slice(480, 600)), shop.vectors, seed=3
     )
@@ -179,6 +192,7 @@ def test_a_training_cut_off_goes_on_to_the_same_bits(job_folder, states, tmp_pat
     straight, resumed = (_whole(at / "state") for at in (states["one"], tmp_path / "state"))
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert any(name.startswith("average.") for name in straight)
     names = {name.removeprefix("dense.") for name in straight if name.startswith("dense.")}
     network = FitJob.read(job_folder).network(job_folder)
     assert names >= {name for name, _ in network.named_parameters() if ".table." not in name}
@@ -235,18 +249,68 @@ def _manifest(folder):
     return {name: value for name, value in fields.items() if name != "sha256"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ema_decay": 0.99}, r"ema_decay=0\.99: only a training in one process does that"),
-        ({"negative_rate": 0.5}, r"negative_rate=0\.5"),
-    ],
-)
-def test_settings_that_ranks_do_not_follow_are_refused(job_folder, group_of_one, changes, message):
+def losses_together(job, job_folder, ranks):
+    """Validation log loss at the checks of a training for ranks, and at its end."""
+    network = job.network(job_folder)
+    checks = train_together(job, network, ranks)
+    end = log_loss_nats(job.label_N, predict_network(network, job.tensors()[1]))
+    return [check.validation_log_loss_nats for check in checks], end
+
+
+def losses_alone(job, job_folder):
+    """The same of a training in one process."""
+    network = job.network(job_folder)
+    train, validation = job.tensors()
+    held = [each for each in network.modules() if isinstance(each, FusedTables)]
+    checks = train_network(
+        network,
+        TableGroup(*held),
+        train,
+        job.outcome_N,
+        validation,
+        job.label_N,
+        job.config,
+        seed=job.seed,
+        train_weight_N=sample_weights(job.train),
+    )
+    end = log_loss_nats(job.label_N, predict_network(network, validation))
+    return [check.validation_log_loss_nats for check in checks], end
+
+
+@pytest.mark.parametrize("left_out", [None, "ema_decay", "negative_rate", "weight_N"])
+def test_ranks_train_as_one_process_does(job_folder, group_of_one, left_out):
+    """Averages, down-sampling, weights of rows, drops at plateaus: the same losses at each check,
+    and others when one of them is left out."""
     job = FitJob.read(job_folder)
-    job = dataclasses.replace(job, config=CONFIG.model_copy(update=changes))
-    with pytest.raises(ValueError, match=message):
-        train_together(job, job.network(job_folder), group_of_one)
+    config = CONFIG.model_copy(update={"max_epochs": 4})
+    job = dataclasses.replace(job, config=config)
+    checks, end = losses_together(job, job_folder, group_of_one)
+    if left_out == "weight_N":
+        job = dataclasses.replace(job, train=dataclasses.replace(job.train, weight_N=None))
+    elif left_out is not None:
+        plain = {left_out: TowerConfig().model_dump()[left_out]}
+        job = dataclasses.replace(job, config=config.model_copy(update=plain))
+    own_checks, own_end = losses_alone(job, job_folder)
+    same = len(checks) == len(own_checks) and np.allclose(
+        [*checks, end], [*own_checks, own_end], rtol=0, atol=2e-5
+    )
+    assert same == (left_out is None)
+    assert end == pytest.approx(min(checks), abs=1e-6)
+
+
+def test_a_training_that_stopped_does_not_go_on(job_folder, group_of_one, tmp_path):
+    job = FitJob.read(job_folder)
+    config = CONFIG.model_copy(update={"max_epochs": 9, "lr": 0.05, "lr_drops": 0})
+    job = dataclasses.replace(job, config=config)
+    networks = [job.network(job_folder) for _ in range(2)]
+    first, again = (
+        train_together(job, network, group_of_one, checkpoint=tmp_path / "state")
+        for network in networks
+    )
+    assert first == again
+    assert len(first) < 9 * CONFIG.checks_per_epoch
+    one, two = (predict_network(network, job.tensors()[1]) for network in networks)
+    assert np.array_equal(one, two)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -267,10 +331,14 @@ def test_the_loss_is_never_taken_in_bfloat16(job_folder, group_of_one, monkeypat
 @pytest.mark.parametrize("guard", ["freeze", "draw_again"])
 def test_rates_warm_up_and_large_tables_are_guarded_after_an_epoch(job_folder, group_of_one, guard):
     changes = {"warm_up_steps": 5, "large_table_rows": 20, "max_epochs": 2, "patience": 99}
-    changes["large_tables"] = guard
+    changes |= {"large_tables": guard, "negative_rate": 1.0}
     job = FitJob.read(job_folder)
     job = dataclasses.replace(job, config=CONFIG.model_copy(update=changes))
     train, validation = job.tensors()
+    rows = (
+        LabelledRows(inputs=train, label_N=job.outcome_N),
+        LabelledRows(inputs=validation, label_N=job.label_N),
+    )
     network = job.network(job_folder)
     with sharded_tables(network, job.config, group_of_one):
         training = ShardedTraining(network, job.config, seed=0, ranks=group_of_one)
@@ -279,13 +347,13 @@ def test_rates_warm_up_and_large_tables_are_guarded_after_an_epoch(job_folder, g
             lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
         )
         one_epoch = 10
-        training.run(train, job.outcome_N, validation, job.label_N, max_steps=one_epoch)
+        training.run(*rows, max_steps=one_epoch)
         (tables, *_) = training.tables.values()
         after = [shard.weight_SD.clone() for shard in tables.shards()]
         if guard == "draw_again":
             # Nothing learns any more, so that what begins anew is seen alone.
             training._update = lambda *_: 0.0
-        training.run(train, job.outcome_N, validation, job.label_N, max_steps=2 * one_epoch)
+        training.run(*rows, max_steps=2 * one_epoch)
         moved = {
             tables.names[shard.table]: not torch.equal(before, shard.weight_SD)
             for before, shard in zip(after, tables.shards(), strict=True)
@@ -304,9 +372,10 @@ def test_rates_warm_up_and_large_tables_are_guarded_after_an_epoch(job_folder, g
 
 def test_a_fit_travels_in_a_folder(job_folder, shop):
     job = FitJob.read(job_folder)
+    rows = weighted(shop.examples)
     fresh, network, _ = TowerRanker(CONFIG).begin_fit_(
-        shop.examples.take(slice(0, 480)),
-        shop.examples.take(slice(480, 600)),
+        rows.take(slice(0, 480)),
+        rows.take(slice(480, 600)),
         shop.vectors,
         seed=3,
     )
