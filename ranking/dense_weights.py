@@ -50,16 +50,15 @@ class DenseWeights:
         rounded = set() if not bf16 else _weights_to_round(network)
         trained = [p for p in network.parameters() if p.requires_grad]
         kinds = {
-            "matrices": [p for p in trained if p.ndim > 1],
-            "vectors": [p for p in trained if p.ndim <= 1],
+            "matrices": ([p for p in trained if p.ndim > 1], weight_decay),
+            "vectors": ([p for p in trained if p.ndim <= 1], 0.0),
         }
         self._groups = {
-            name: _Group(own, rounded, with_average=ema_decay is not None)
-            for name, own in kinds.items()
+            name: _Group(own, rounded, weight_decay=decay, with_average=ema_decay is not None)
+            for name, (own, decay) in kinds.items()
             if own
         }
         self._rate = lr
-        self._decay = {name: weight_decay if name == "matrices" else 0.0 for name in self._groups}
 
     def compute_(self) -> None:
         """Let the network's parameters be those that a step computes in."""
@@ -80,8 +79,8 @@ class DenseWeights:
         for group in self._groups.values():
             group.take_gradients_()
         self.steps += 1
-        for name, group in self._groups.items():
-            group.step_(self._rate, self._decay[name])
+        for group in self._groups.values():
+            group.step_(self._rate)
             group.round_()
             if group.average is not None:
                 assert self.ema_decay is not None
@@ -135,8 +134,14 @@ class _Group:
     """Parameters that decay alike, end to end: those that are rounded first."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], rounded: set[int], *, with_average: bool
+        self,
+        parameters: Iterable[nn.Parameter],
+        rounded: set[int],
+        *,
+        weight_decay: float,
+        with_average: bool,
     ) -> None:
+        self.weight_decay = weight_decay
         self.parameters = sorted(parameters, key=lambda p: id(p) not in rounded)
         flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.master = nn.Parameter(flat)
@@ -175,7 +180,7 @@ class _Group:
                 own.copy_(parameter.grad)
             parameter.grad = None
 
-    def step_(self, lr: float, weight_decay: float) -> None:
+    def step_(self, lr: float) -> None:
         # The function: the first optimizer object of a process imports a compiler for a second.
         assert self.master.grad is not None
         adamw(
@@ -192,7 +197,7 @@ class _Group:
             beta2=_BETA_2,
             eps=_EPSILON,
             lr=lr,
-            weight_decay=weight_decay,
+            weight_decay=self.weight_decay,
         )
 
     def round_(self) -> None:
