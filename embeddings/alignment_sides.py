@@ -19,6 +19,7 @@ from embeddings.cached_text import CACHE_LIMIT_BYTES, CachedStates
 from embeddings.images import ImageTable
 from embeddings.model import EMBED_BATCH, DashClip, scale_pixels
 from embeddings.product_features import ProductFeatures
+from embeddings.read_views import resized
 from embeddings.text import TokenTable, tokenize
 
 TRAIN_PART = 96
@@ -237,7 +238,8 @@ class FrozenImages:
     def _compute(self, row_B: Tensor) -> Tensor:
         model = self._model
         with model.precision.autocast(model.device):
-            return model.image(scale_pixels(self._pixel_PSS3[row_B.numpy()], model.device))
+            pixel_BSS3 = scale_pixels(self._pixel_PSS3[row_B.numpy()], model.device)
+            return model.image(resized(pixel_BSS3, model.architecture.image.pixels))
 
 
 def draw_hidden(count: int, dropout: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

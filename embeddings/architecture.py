@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from embeddings.encoders import TextShape
 from embeddings.image_encoder import ImageShape
-from embeddings.read_views import ImageViews
+from embeddings.read_views import ImageViews, read_pixels
 from embeddings.transformer import Norm
 
 RANDOM_TEXT = TextShape(
@@ -46,6 +46,11 @@ class Architecture(BaseModel):
     """Last layers that the query encoder owns a trained copy of; 0 before stage 2."""
     projection_width: int = 0
     """Hidden units of the product projection; 0 is linear."""
+
+    @property
+    def read_pixels(self) -> int:
+        """Side that images are best decoded at for the model to read; training may need others."""
+        return read_pixels(self.image.pixels, self.image_views)
 
     @property
     def fusion_start(self) -> int:

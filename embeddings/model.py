@@ -35,7 +35,7 @@ from embeddings.precision import Precision, choose_precision
 from embeddings.pretrained import load_image_, load_text_
 from embeddings.pretrained_pair import load_fusion_
 from embeddings.product_features import ProductFeatures, ProductProjection
-from embeddings.read_views import ImageViews, more_views
+from embeddings.read_views import ImageViews, views_of
 from embeddings.text import TokenTable, product_texts, tokenize
 from embeddings.weights import ResolvedWeights
 
@@ -325,7 +325,7 @@ class DashClip(nn.Module):
             images = None
             has_image_P = torch.zeros(count, dtype=torch.bool)
         else:
-            images = images or decode_images(products, shape.image.pixels, image_root=image_root)
+            images = images or decode_images(products, shape.read_pixels, image_root=image_root)
             has_image_P = torch.from_numpy(images.present_P)
         features = ProductFeatures(
             enc_PD=torch.zeros(count, shape.text.width),
@@ -357,9 +357,10 @@ class DashClip(nn.Module):
             image_BIC = None
             if images is not None and bool(features.has_image_P[row_B[0]]):
                 pixel_BSS3 = scale_pixels(images.pixel_PSS3[row_B.numpy()], self.device)
-                image_BIC = self.image(pixel_BSS3)
+                shape = self.architecture
+                whole, *more = views_of(pixel_BSS3, shape.image_views, shape.image.pixels)
+                image_BIC = self.image(whole)
                 pooled_BC = self.image.pool(image_BIC.float())
-                more = more_views(pixel_BSS3, self.architecture.image_views)
                 for view_BSS3 in more:
                     pooled_BC = pooled_BC + self.image.pool(self.image(view_BSS3).float())
                 features.image_PC[row_B] = (pooled_BC / (1 + len(more))).float().cpu()

@@ -175,7 +175,7 @@ def train_stage2(
             "queries with each other and needs 2 or more"
         )
     images = decode_images(
-        products, model.architecture.image.pixels, image_root=image_root, cache=image_cache
+        products, model.architecture.read_pixels, image_root=image_root, cache=image_cache
     )
     run: dict[str, Any] = {
         "stage": 2,

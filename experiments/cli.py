@@ -268,7 +268,7 @@ def reproduce(
     out: Path | None = None,
     seed: int = 0,
     clicks: bool = False,
-    extend: bool = False,
+    ablate: bool = False,
     overwrite: bool = False,
     json: JsonFile = None,
 ) -> None:
@@ -284,7 +284,7 @@ def reproduce(
         out: Folder of the run; by default runs/reproduce-NAME.
         seed: All randomness derives from it.
         clicks: homedepot: also simulate shoppers and compare click models.
-        extend: homedepot: also train on labels that the judge gives to unjudged pairs.
+        ablate: homedepot: also train without the judge's labels, and say what they add.
         overwrite: Replace an earlier run.
         json: Also write the figures there, flat.
     """
@@ -298,7 +298,7 @@ def reproduce(
             out,
             seed=seed,
             clicks=clicks,
-            extend=extend,
+            ablate=ablate,
             overwrite=overwrite,
             progress=new_progress(),
         )
@@ -308,8 +308,8 @@ def reproduce(
         say(f"figures: {out / 'metrics.json'}")
         write_figures(json, claim.metrics)
         return
-    if clicks or extend:
-        raise ValueError(f"--clicks and --extend are for homedepot, not for {name!r}")
+    if clicks or ablate:
+        raise ValueError(f"--clicks and --ablate are for homedepot, not for {name!r}")
     from experiments.reproduce_clara2 import reproduce_clara2
     from experiments.reproduce_photos import reproduce_fashion, reproduce_grocery
 

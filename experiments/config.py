@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from embeddings.stage1 import Stage1Config
 from embeddings.stage2 import Stage2Config
+from experiments.more_labels import labels_digests
 from experiments.variants import VectorSource
 from ranking.tower import TowerConfig
 
@@ -46,6 +47,10 @@ class EmbedConfig(BaseModel):
     """Image-text pre-training on the catalogue."""
     stage2: Stage2Config = Stage2Config()
     """Product-query alignment."""
+    labels: tuple[Path, ...] = ()
+    """Further relevance labels that alignment learns from: parquet files as ``adtower label``
+    writes them. A pair labelled twice has the mean of both, weighted by
+    ``stage2.source_weights``; pairs of held-out queries are left out."""
     track: bool = True
     """Mirror the training curves and the figures in MLflow."""
     tracking_uri: str | None = None
@@ -53,9 +58,13 @@ class EmbedConfig(BaseModel):
 
     def identity(self, data_fingerprint: str) -> dict[str, object]:
         """Return what makes two runs the same run: settings and data, not where they are kept."""
-        elsewhere = {"data", "out", "overwrite", "track", "tracking_uri"}
+        elsewhere = {"data", "out", "overwrite", "labels", "track", "tracking_uri"}
         settings = self.model_dump(mode="json", exclude=elsewhere)
-        return {"settings": settings, "data": data_fingerprint}
+        return {
+            "settings": settings,
+            "data": data_fingerprint,
+            "labels": labels_digests(self.labels),
+        }
 
 
 class RunConfig(BaseModel):
@@ -84,6 +93,10 @@ class RunConfig(BaseModel):
     """Image-text pre-training on the catalogue."""
     stage2: Stage2Config = Stage2Config()
     """Product-query alignment."""
+    labels: tuple[Path, ...] = ()
+    """Further relevance labels that alignment learns from: parquet files as ``adtower label``
+    writes them. A pair labelled twice has the mean of both, weighted by
+    ``stage2.source_weights``; pairs of held-out queries are left out."""
     tower: TowerConfig = TowerConfig()
     """The neural click model; variants set its vector options."""
     min_count: int = Field(default=2, ge=1)
@@ -107,7 +120,12 @@ class RunConfig(BaseModel):
 
     def identity(self, data_fingerprint: str) -> dict[str, object]:
         """Return what makes two runs the same run: settings and data, not where they are kept."""
-        elsewhere = {"data", "out", "overwrite", "track", "tracking_uri", "tracking_required"}
+        elsewhere = {"data", "out", "overwrite", "labels"}
+        tracking = {"track", "tracking_uri", "tracking_required"}
         budget = {"workers", "memory_gb"}
-        settings = self.model_dump(mode="json", exclude=elsewhere | budget)
-        return {"settings": settings, "data": data_fingerprint}
+        settings = self.model_dump(mode="json", exclude=elsewhere | tracking | budget)
+        return {
+            "settings": settings,
+            "data": data_fingerprint,
+            "labels": labels_digests(self.labels),
+        }

@@ -23,8 +23,9 @@ from experiments.embed_evaluation_config import JudgeVectorsConfig
 from experiments.embedding_figures import write_cosine_figure, write_map_figure
 from experiments.judged_vectors import OFF_THE_SHELF, Judged, JudgedSet, find_judged
 from experiments.judgement import Judgement, Measure, measures_of
+from experiments.more_labels import with_more_labels
 from experiments.progress import Progress, Silent
-from experiments.records import write_bytes, write_json
+from experiments.records import read_json, write_bytes, write_json
 from experiments.retrieval_cells import judge_retrieval
 from experiments.true_relevance import true_labels
 from features.dataset import Dataset
@@ -61,7 +62,7 @@ def judge_vectors(
     dataset.require("products", "queries", "relevance", needed_for="judging vectors")
     pairs = dataset.table("relevance")
     _refuse_one_class(pairs)
-    split = _split(dataset, pairs, config.trained_on)
+    split = _split(dataset, pairs, config.trained_on, vectors)
     held = pairs.filter(~split.seen_query_N)
     if held["label"].n_unique() < 2:
         raise ValueError(
@@ -127,10 +128,15 @@ def _refuse_one_class(pairs: pl.DataFrame) -> None:
         )
 
 
-def _split(dataset: Dataset, pairs: pl.DataFrame, trained_on: Path | None) -> FourWaySplit:
+def _split(
+    dataset: Dataset, pairs: pl.DataFrame, trained_on: Path | None, vectors: Path
+) -> FourWaySplit:
     products, queries = dataset.table("products"), dataset.table("queries")
     if trained_on is None:
         trained, _ = split_relevance(pairs, queries)
+        run = vectors / "config.json"
+        labels = read_json(run).get("labels", []) if run.is_file() else []
+        trained = with_more_labels(trained, [Path(file) for file in labels], queries)
     else:
         trained = pl.read_parquet(trained_on)
         missing = {"query_id", "product_id"} - set(trained.columns)

@@ -31,36 +31,36 @@ def stored_figures(run_folder: Path, test: pl.DataFrame) -> dict[str, float]:
     }
 
 
-def extended_figures(
-    model: DashClip,
+def added_figures(
+    human_alone: DashClip,
     run_folder: Path,
     products: pl.DataFrame,
     queries: pl.DataFrame,
     test: pl.DataFrame,
 ) -> dict[str, float]:
-    """AUCs of a model trained on more labels, and what these add to the run's own vectors.
+    """AUCs of a model trained on human labels alone, and what the judge's add to it.
 
     Args:
-        model: Embeds the pairs of ``test``.
-        run_folder: Of the run with human labels alone.
+        human_alone: That model.
+        run_folder: Of the run whose vectors learned from the judge's labels too.
         products: The catalogue.
         queries: query_id, query.
         test: query_id, product_id, label.
 
     Returns:
-        ``extended.auc_2v0`` and so on with the ends of their intervals, and
-        ``extended.delta_auc_2v0`` and so on, paired over the same draws of queries.
+        ``human_alone.auc_2v0`` and so on with the ends of their intervals, and
+        ``judge_labels.delta_auc_2v0`` and so on, paired over the same draws of queries.
     """
-    cosine_N = model_cosines(model, products, queries, test)
+    alone_N = model_cosines(human_alone, products, queries, test)
     own_N = stored_cosines(run_folder, "dashclip", test)
-    figures = {f"extended.{name}": value for name, value in auc_figures(cosine_N, test).items()}
+    figures = {f"human_alone.{name}": value for name, value in auc_figures(alone_N, test).items()}
     label_N, query_ids = test["label"].to_numpy().astype(np.int64), test["query_id"].to_list()
-    more, plain = (relevance_auc_draws(score, label_N, query_ids) for score in (cosine_N, own_N))
-    value, before = (relevance_aucs(score, label_N) for score in (cosine_N, own_N))
+    more, plain = (relevance_auc_draws(score, label_N, query_ids) for score in (own_N, alone_N))
+    value, before = (relevance_aucs(score, label_N) for score in (own_N, alone_N))
     for name in value:
         low, high = interval(more[name] - plain[name])
-        figures[f"extended.delta_{name}"] = value[name] - before[name]
-        figures |= {f"extended.delta_{name}_low": low, f"extended.delta_{name}_high": high}
+        delta = f"judge_labels.delta_{name}"
+        figures |= {delta: value[name] - before[name], f"{delta}_low": low, f"{delta}_high": high}
     return figures
 
 

@@ -5,7 +5,7 @@ Shape letters: Q queries, P products, K products of a query.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
@@ -24,6 +24,9 @@ from experiments.importers import MODERATE_ABOVE, RELEVANT_ABOVE
 RATING_DEVIATION = 0.25
 """How far a mean of about three ratings lies from that of many: ratings of one pair spread by
 about half a grade."""
+
+PAIRS_AT_A_TIME = 5000
+"""That the judge labels between two reports."""
 
 RATING_STEP = 1 / 3
 """Between two means of three ratings."""
@@ -89,16 +92,26 @@ def nearest_unjudged(
     )
 
 
-def extend_labels(
-    judge: Judge, products: pl.DataFrame, queries: pl.DataFrame, human: pl.DataFrame, count: int
+def judged_labels(
+    judge: Judge,
+    products: pl.DataFrame,
+    queries: pl.DataFrame,
+    human: pl.DataFrame,
+    count: int,
+    *,
+    report: Callable[[int, int, str], None] | None = None,
 ) -> pl.DataFrame:
-    """Human labels, and behind them the judge's of ``count`` unjudged products of each query."""
-    pairs = nearest_unjudged(products, queries, human, count)
-    judged = judge.label(products, queries, pairs).filter(pl.col("label").is_not_null())
-    columns = ["query_id", "product_id", "label", "source", *CHANCE_COLUMNS]
-    return pl.concat(
-        [
-            table.select(columns).cast({"label": pl.Int8, **dict.fromkeys(CHANCE_COLUMNS, float)})
-            for table in (human, judged)
-        ]
-    )
+    """What the judge says of the pairs that people labelled, and of ``count`` products of each of
+    their queries that nobody labelled; see ``Judge.label``.
+
+    Args:
+        report: Told how many pairs of how many are done.
+    """
+    nearest = nearest_unjudged(products, queries, human, count)
+    pairs = pl.concat([human.select("query_id", "product_id"), nearest])
+    labelled = []
+    for part in pairs.iter_slices(PAIRS_AT_A_TIME):
+        labelled.append(judge.label(products, queries, part))
+        if report is not None:
+            report(sum(map(len, labelled)), len(pairs), "pairs")
+    return pl.concat(labelled)

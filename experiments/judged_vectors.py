@@ -173,7 +173,7 @@ def _by_modality(
         if model.fingerprint != stored[both][0].manifest.encoder_fingerprint:
             notes.append(f"{both} was not judged by modality: another model made its vectors")
             continue
-        pixels = model.architecture.image.pixels
+        pixels = model.architecture.read_pixels
         for mode in ("text", "image"):
             name = f"{prefix}{mode}_only"
             if name in stored:

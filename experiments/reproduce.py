@@ -16,8 +16,8 @@ from embeddings.stage1 import Stage1Config, train_stage1
 from embeddings.stage2 import Stage2Config, train_stage2
 from experiments.commands import embed
 from experiments.config import AbConfig, EmbedConfig, RunConfig
-from experiments.homedepot_figures import extended_figures, judge_figures, stored_figures
-from experiments.homedepot_labels import extend_labels, with_chances
+from experiments.homedepot_figures import added_figures, judge_figures, stored_figures
+from experiments.homedepot_labels import judged_labels, with_chances
 from experiments.importers import import_homedepot
 from experiments.marketplace.world import simulate_log
 from experiments.pipeline import RunResult, run
@@ -37,7 +37,7 @@ STAGE2 = Stage2Config(
     projection_width=0,
     class_ratio=(3, 3, 2),
     batch=32,
-    steps=1800,
+    steps=1500,
     warmup_steps=80,
     learning_rate=2e-4,
     text_learning_rate=2e-4,
@@ -47,13 +47,15 @@ STAGE2 = Stage2Config(
     contrast_weight=0.2,
     token_dropout=0.1,
 )
-"""Titles say all there is, so every layer of the text encoder trains: about four times over the
-human labels."""
+"""Titles say all there is, so every layer of the text encoder trains: about five times over the
+queries."""
 
 JUDGE = JudgeConfig(text_columns=("title",))
 
-EXTENDED_PER_QUERY = 4
-"""Unjudged products of each training query that the judge labels under ``extend``."""
+JUDGED_PER_QUERY = 4
+"""Unjudged products of each training query that the judge labels."""
+JUDGED = "judged.parquet"
+"""The judge's labels, beside the judge."""
 
 RECIPE = "made_with.json"
 """Beside the dataset that a claim made: the settings it was made with."""
@@ -76,7 +78,7 @@ def reproduce(
     *,
     seed: int = 0,
     clicks: bool = False,
-    extend: bool = False,
+    ablate: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Claim:
@@ -89,8 +91,8 @@ def reproduce(
             whatever else is trained, in ``OUT-models``. What was cut off goes on.
         seed: Of all training, and of the simulated log.
         clicks: Also simulate shoppers on these queries and compare click models.
-        extend: Also train on the human labels and the judge's of as many unjudged pairs, and say
-            what that adds; takes as long again.
+        ablate: Also train on the human labels alone, and say what the judge's add; takes two
+            thirds as long again.
         overwrite: Replace an earlier run.
         progress: Told of the stages.
 
@@ -98,8 +100,8 @@ def reproduce(
         ``test.auc_2v0``, ``test.auc_2v1`` and ``test.auc_1v0`` are those of the trained vectors'
         cosine on the human labels of held-out queries, ``test.off_the_shelf.`` the frozen
         encoder's, ``judge.`` the judge's (``judge.kappa`` is quadratic, ``judge.rmse`` in grades
-        of the rating from 1 to 3), ``extended.`` those with the judge's labels and
-        ``extended.delta_`` what these add; ends of 95% intervals over queries as ``_low`` and
+        of the rating from 1 to 3), ``human_alone.`` those without the judge's labels and
+        ``judge_labels.delta_`` what these add; ends of 95% intervals over queries as ``_low`` and
         ``_high``.
 
     Raises:
@@ -119,18 +121,21 @@ def reproduce(
     judge = train_judge(
         products, queries, human, JUDGE, seed=seed, out=models / "judge", progress=progress.steps
     )
-    extended = None
-    if extend:
-        with progress.stage("labelling pairs that nobody judged"):
-            more = extend_labels(judge, products, queries, human, EXTENDED_PER_QUERY)
-        extended = train_stage2(
+    if not (models / JUDGED).is_file():
+        with progress.stage("the judge labels") as report:
+            labels = judged_labels(judge, products, queries, human, JUDGED_PER_QUERY, report=report)
+        labels.write_parquet(models / f".{JUDGED}.part")
+        (models / f".{JUDGED}.part").rename(models / JUDGED)
+    human_alone = None
+    if ablate:
+        human_alone = train_stage2(
             train_stage1(products, STAGE1, seed=seed),
             products,
             queries,
-            more,
+            human,
             STAGE2,
             seed=seed + 1,
-            out=models / "extended",
+            out=models / "human_alone",
             progress=progress.steps,
         )
     common: dict[str, Any] = {
@@ -140,6 +145,7 @@ def reproduce(
         "overwrite": overwrite,
         "stage1": STAGE1,
         "stage2": STAGE2,
+        "labels": (models / JUDGED,),
     }
     line = None
     if clicks:
@@ -149,8 +155,8 @@ def reproduce(
     with progress.stage("judging by the human labels of held-out queries"):
         found = read_metrics(out / "metrics.json") | stored_figures(out, test)
         found |= judge_figures(judge, products, queries, test)
-        if extended is not None:
-            found |= extended_figures(extended, out, products, queries, test)
+        if human_alone is not None:
+            found |= added_figures(human_alone, out, products, queries, test)
     write_metrics(out / "metrics.json", found)
     if line is not None:
         line.metrics.update(found)
@@ -162,6 +168,7 @@ def _begin_models(models: Path, seed: int, *, overwrite: bool) -> None:
     settings = {"judge": JUDGE, "stage1": STAGE1, "stage2": STAGE2}
     made_with = {
         "seed": seed,
+        "judged_per_query": JUDGED_PER_QUERY,
         **{name: config.model_dump(mode="json") for name, config in settings.items()},
     }
     recipe = models / RECIPE

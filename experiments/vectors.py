@@ -18,6 +18,7 @@ from embeddings.stage2 import train_stage2
 from embeddings.stages import Progress
 from embeddings.store import VectorStore
 from experiments.config import EmbedConfig, RunConfig
+from experiments.more_labels import with_more_labels
 from experiments.records import read_json, write_json
 from experiments.report_content import Cost
 from experiments.run_folder import RunFolder
@@ -179,6 +180,8 @@ class VectorMaker:
             return train_stage1(products, self._config.stage1, seed=self._config.seed, **common)
         queries = self._dataset.table("queries")
         train_pairs, _ = split_relevance(self._dataset.table("relevance"), queries)
+        if self._config.labels:
+            train_pairs = with_more_labels(train_pairs, self._config.labels, queries)
         return train_stage2(
             self.model(1),
             products,
@@ -229,7 +232,7 @@ class VectorMaker:
             return None
         return decode_images(
             self._dataset.table("products"),
-            model.architecture.image.pixels,
+            model.architecture.read_pixels,
             image_root=self._dataset.folder,
             cache=self._image_cache,
         )

@@ -105,7 +105,7 @@ PAIRS = ("auc_2v0", "auc_2v1", "auc_1v0")
 
 def test_from_published_labels_to_figures_and_again(small, source, tmp_path):
     out = tmp_path / "runs" / "claim"
-    claim = reproduce("homedepot", source, out, extend=True)
+    claim = reproduce("homedepot", source, out, ablate=True)
     written = read_metrics(out / "metrics.json")
     assert written == claim.metrics
     assert claim.run is None
@@ -113,11 +113,11 @@ def test_from_published_labels_to_figures_and_again(small, source, tmp_path):
         assert written[f"test.{pair}"] == written[f"embedding.dashclip.{pair}"]
         place = f"test.off_the_shelf.{pair}"
         assert written[place] == written[f"embedding.off_the_shelf.{pair}"]
-        for of in ("test", "test.off_the_shelf", "extended", "judge"):
+        for of in ("test", "test.off_the_shelf", "human_alone", "judge"):
             value = written[f"{of}.{pair}"]
             assert written[f"{of}.{pair}_low"] <= value <= written[f"{of}.{pair}_high"]
-        added = written[f"extended.{pair}"] - written[f"test.{pair}"]
-        assert written[f"extended.delta_{pair}"] == pytest.approx(added)
+        added = written[f"test.{pair}"] - written[f"human_alone.{pair}"]
+        assert written[f"judge_labels.delta_{pair}"] == pytest.approx(added)
     assert {"judge.kappa", "judge.kappa_low", "judge.rmse"} <= written.keys()
     folders = ["claim", "claim-data", "claim-models"]
     assert sorted(path.name for path in out.parent.iterdir()) == folders
