@@ -85,15 +85,16 @@ class Stage2Config(BaseModel):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=0.07, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     """Initial temperature of the contrast; it is learned."""
-    contrast_weight: float = Field(default=1.0, ge=0)
-    """Weight of ``pqc_loss``."""
+    contrast_weight: float = Field(default=0.05, ge=0)
+    """Weight of ``pqc_loss``. The more of it, the better each query has a scale of its own, and the
+    worse classes are told apart by one threshold; with none at all, what nobody judged is nowhere."""
     graded_weight: float = Field(default=1.0, ge=0)
     """Weight of ``graded_pair_loss`` beside it; 0 leaves it out."""
     graded_temperature: float = Field(default=0.1, gt=0)
     modality_dropout: float = Field(default=0.1, ge=0, lt=0.5)
     """Chance that a drawn product is seen by its text alone, and that it is seen by its image
     alone, so that products which lack one are embedded well."""
-    token_dropout: float = Field(default=0.0, ge=0, lt=1)
+    token_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Chance that a token of a query, and end to end of a product, is hidden at a step from the
     layers that train; never the first or the last."""
 
