@@ -86,8 +86,8 @@ class Stage2Config(BaseModel):
     temperature: float = Field(default=0.07, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     """Initial temperature of the contrast; it is learned."""
     contrast_weight: float = Field(default=0.05, ge=0)
-    """Weight of ``pqc_loss``. The more of it, the better each query has a scale of its own, and the
-    worse classes are told apart by one threshold; with none at all, what nobody judged is nowhere."""
+    """Weight of ``pqc_loss``. The more of it, the more each query has a scale of its own, and the
+    less one threshold tells classes apart; without any, nothing is said of unjudged pairs."""
     graded_weight: float = Field(default=1.0, ge=0)
     """Weight of ``graded_pair_loss`` beside it; 0 leaves it out."""
     graded_temperature: float = Field(default=0.1, gt=0)
