@@ -84,9 +84,8 @@ class DenseWeights:
             group.round_()
             if group.average is not None:
                 assert self.ema_decay is not None
-                # An average over few steps would else remember the random start.
-                decay = min(self.ema_decay, (1 + self.steps) / (10 + self.steps))
-                group.average.lerp_(group.master.detach(), 1 - decay)
+                share = newest_share(self.ema_decay, self.steps)
+                group.average.lerp_(group.master.detach(), share)
 
     def best_now(self) -> dict[str, Tensor]:
         """Return a copy of the weights that ``score_`` shows."""
@@ -128,6 +127,14 @@ class DenseWeights:
             for key, value in group.moments.items():
                 value.copy_(tensors[f"{name}.{key}"])
             group.round_()
+
+
+def newest_share(ema_decay: float, steps: int) -> float:
+    """How much the newest weights count in their average after so many steps.
+
+    More in the beginning: an average over few steps would else remember the random start.
+    """
+    return 1 - min(ema_decay, (1 + steps) / (10 + steps))
 
 
 class _Group:

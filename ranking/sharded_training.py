@@ -25,6 +25,7 @@ from embeddings.ranks import Ranks
 from embeddings.training_state import optimizer_tensors, restore_optimizer_
 from features.kept_memory import keep_freed_memory_
 from ranking.contract import Progress
+from ranking.dense_weights import newest_share
 from ranking.epoch_order import order_of_epoch, sampled_shift
 from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
@@ -261,7 +262,7 @@ class ShardedTraining:
         self.losses = record["losses"]
         self.checks = [Check(**check) for check in record["checks"]]
         self.plateau = Plateau.of_record(record["plateau"])
-        # One that an earlier attempt wrote after this state would be found again.
+        # Before the first check there is none: what lies there was written after this state.
         self.best = best if self.plateau.best < float("inf") else None
         self._set_rates_()
 
@@ -361,11 +362,9 @@ class ShardedTraining:
         if self.averages is None:
             return
         assert self.config.ema_decay is not None
-        # An average over few steps would else remember the random start.
-        steps = self.step + 1
-        decay = min(self.config.ema_decay, (1 + steps) / (10 + steps))
+        share = newest_share(self.config.ema_decay, self.step + 1)
         for name, average in self.averages.items():
-            average.lerp_(self.dense[name].detach(), 1 - decay)
+            average.lerp_(self.dense[name].detach(), share)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
