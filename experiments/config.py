@@ -58,13 +58,7 @@ class EmbedConfig(BaseModel):
 
     def identity(self, data_fingerprint: str) -> dict[str, object]:
         """Return what makes two runs the same run: settings and data, not where they are kept."""
-        elsewhere = {"data", "out", "overwrite", "labels", "track", "tracking_uri"}
-        settings = self.model_dump(mode="json", exclude=elsewhere)
-        return {
-            "settings": settings,
-            "data": data_fingerprint,
-            "labels": labels_digests(self.labels),
-        }
+        return _identity(self, {"track", "tracking_uri"}, data_fingerprint)
 
 
 class RunConfig(BaseModel):
@@ -120,12 +114,18 @@ class RunConfig(BaseModel):
 
     def identity(self, data_fingerprint: str) -> dict[str, object]:
         """Return what makes two runs the same run: settings and data, not where they are kept."""
-        elsewhere = {"data", "out", "overwrite", "labels"}
         tracking = {"track", "tracking_uri", "tracking_required"}
         budget = {"workers", "memory_gb"}
-        settings = self.model_dump(mode="json", exclude=elsewhere | tracking | budget)
-        return {
-            "settings": settings,
-            "data": data_fingerprint,
-            "labels": labels_digests(self.labels),
-        }
+        return _identity(self, tracking | budget, data_fingerprint)
+
+
+def _identity(
+    config: EmbedConfig | RunConfig, irrelevant: set[str], data_fingerprint: str
+) -> dict[str, object]:
+    """What decides a run's figures; files count by what they say and not by where they lie."""
+    elsewhere = {"data", "out", "overwrite", "labels"}
+    return {
+        "settings": config.model_dump(mode="json", exclude=elsewhere | irrelevant),
+        "data": data_fingerprint,
+        "labels": labels_digests(config.labels),
+    }

@@ -5,7 +5,7 @@ Shape letters: Q queries, P products, K products of a query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,6 @@ from embeddings.baselines import text_vectors
 from embeddings.hard_negatives import mine_hard_negatives
 from embeddings.judgements import Judgements
 from embeddings.product_groups import product_groups
-from embeddings.relevance.judge import Judge
 from embeddings.soft_labels import CHANCE_COLUMNS, rating_chances
 from embeddings.text import product_texts
 from embeddings.weights import find_text_weights
@@ -24,9 +23,6 @@ from experiments.importers import MODERATE_ABOVE, RELEVANT_ABOVE
 RATING_DEVIATION = 0.25
 """How far a mean of about three ratings lies from that of many: ratings of one pair spread by
 about half a grade."""
-
-PAIRS_AT_A_TIME = 5000
-"""That the judge labels between two reports."""
 
 RATING_STEP = 1 / 3
 """Between two means of three ratings."""
@@ -92,26 +88,10 @@ def nearest_unjudged(
     )
 
 
-def judged_labels(
-    judge: Judge,
-    products: pl.DataFrame,
-    queries: pl.DataFrame,
-    human: pl.DataFrame,
-    count: int,
-    *,
-    report: Callable[[int, int, str], None] | None = None,
+def pairs_to_judge(
+    products: pl.DataFrame, queries: pl.DataFrame, human: pl.DataFrame, count: int
 ) -> pl.DataFrame:
-    """What the judge says of the pairs that people labelled, and of ``count`` products of each of
-    their queries that nobody labelled; see ``Judge.label``.
-
-    Args:
-        report: Told how many pairs of how many are done.
-    """
+    """The pairs that people labelled, and ``count`` products of each of their queries that nobody
+    labelled: query_id, product_id."""
     nearest = nearest_unjudged(products, queries, human, count)
-    pairs = pl.concat([human.select("query_id", "product_id"), nearest])
-    labelled = []
-    for part in pairs.iter_slices(PAIRS_AT_A_TIME):
-        labelled.append(judge.label(products, queries, part))
-        if report is not None:
-            report(sum(map(len, labelled)), len(pairs), "pairs")
-    return pl.concat(labelled)
+    return pl.concat([human.select("query_id", "product_id"), nearest])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import polars as pl
 
 from embeddings.relevance_split import split_relevance
 from embeddings.soft_labels import CHANCE_COLUMNS
+from ranking.checkpoint import file_sha256
 
 NEEDED = ("query_id", "product_id", "label", "source")
 
@@ -35,44 +35,39 @@ def with_more_labels(
     """
     tables = [_in_common(train_pairs)]
     for file in files:
-        found = _in_common(read_labels(file))
+        _refuse_other_files(file)
+        found = _in_common(pl.read_parquet(file))
         tables.append(split_relevance(found.filter(pl.col("label").is_not_null()), queries)[0])
     return pl.concat(tables)
-
-
-def read_labels(file: Path) -> pl.DataFrame:
-    """Read a file of labels.
-
-    Raises:
-        ValueError: If it is not there, or no table of labels.
-    """
-    if not Path(file).is_file():
-        raise ValueError(
-            f"labels={str(file)!r}: there is no such file; `adtower label judge` and `label llm` "
-            "write relevance.parquet"
-        )
-    try:
-        found = pl.read_parquet(file)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"labels={str(file)!r} is not parquet: {error}") from None
-    missing = [name for name in NEEDED if name not in found.columns]
-    if missing:
-        raise ValueError(
-            f"labels={str(file)!r} lacks the columns {', '.join(missing)}; it has "
-            f"{', '.join(found.columns)}"
-        )
-    return found
 
 
 def labels_digests(files: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, which makes a run with it another run than one without.
 
     Raises:
-        ValueError: If one is not there.
+        ValueError: If one is not there, or no table of labels.
     """
     for file in files:
-        read_labels(file)
-    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        _refuse_other_files(file)
+    return [file_sha256(file) for file in files]
+
+
+def _refuse_other_files(file: Path) -> None:
+    if not file.is_file():
+        raise ValueError(
+            f"labels={str(file)!r}: there is no such file; `adtower label judge` and `label llm` "
+            "write relevance.parquet"
+        )
+    try:
+        columns = pl.read_parquet_schema(file)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"labels={str(file)!r} is not parquet: {error}") from None
+    missing = [name for name in NEEDED if name not in columns]
+    if missing:
+        raise ValueError(
+            f"labels={str(file)!r} lacks the columns {', '.join(missing)}; it has "
+            f"{', '.join(columns)}"
+        )
 
 
 def _in_common(pairs: pl.DataFrame) -> pl.DataFrame:

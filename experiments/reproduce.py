@@ -11,13 +11,14 @@ import polars as pl
 
 from embeddings.relevance.judge import train_judge
 from embeddings.relevance.judge_training import JudgeConfig
+from embeddings.relevance.label_parquet import label_parquet, write_table_
 from embeddings.relevance_split import split_relevance
 from embeddings.stage1 import Stage1Config, train_stage1
 from embeddings.stage2 import Stage2Config, train_stage2
 from experiments.commands import embed
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.homedepot_figures import added_figures, judge_figures, stored_figures
-from experiments.homedepot_labels import judged_labels, with_chances
+from experiments.homedepot_labels import pairs_to_judge, with_chances
 from experiments.importers import import_homedepot
 from experiments.marketplace.world import simulate_log
 from experiments.pipeline import RunResult, run
@@ -54,8 +55,10 @@ JUDGE = JudgeConfig(text_columns=("title",))
 
 JUDGED_PER_QUERY = 4
 """Unjudged products of each training query that the judge labels."""
-JUDGED = "judged.parquet"
-"""The judge's labels, beside the judge."""
+TO_JUDGE, JUDGED = "to_judge.parquet", "judged.parquet"
+"""The pairs that it labels and its labels, beside the judge."""
+PAIRS_AT_A_TIME = 5000
+"""That it labels: what an interruption costs at most."""
 
 RECIPE = "made_with.json"
 """Beside the dataset that a claim made: the settings it was made with."""
@@ -123,9 +126,17 @@ def reproduce(
     )
     if not (models / JUDGED).is_file():
         with progress.stage("the judge labels") as report:
-            labels = judged_labels(judge, products, queries, human, JUDGED_PER_QUERY, report=report)
-        labels.write_parquet(models / f".{JUDGED}.part")
-        (models / f".{JUDGED}.part").rename(models / JUDGED)
+            asked = pairs_to_judge(products, queries, human, JUDGED_PER_QUERY)
+            write_table_(asked, models / TO_JUDGE)
+            label_parquet(
+                judge,
+                products,
+                queries,
+                models / TO_JUDGE,
+                models / JUDGED,
+                part_rows=PAIRS_AT_A_TIME,
+                progress=lambda done, total: report(done, total, "pairs"),
+            )
     human_alone = None
     if ablate:
         human_alone = train_stage2(
