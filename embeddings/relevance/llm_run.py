@@ -58,6 +58,7 @@ class AnnotatorRun:
         # Questions given up since the last answer: many in a row mean an endpoint that is down.
         self._given_up = 0
         self._answered = 0
+        self._under_way: set[asyncio.Future[None]] = set()
 
     def request(self, question: Question) -> dict[str, Any]:
         """Return the request that asks a question."""
@@ -170,9 +171,13 @@ class AnnotatorRun:
                     return verdict
                 failures = 0
                 continue
-            if outcome.kind == "busy" and self._answered > answered:
-                # A rate limit that lets others through is no failure, however often it is met.
-                failures, answered = 0, self._answered
+            if outcome.kind == "busy":
+                # A rate limit that lets others through is no failure, however often it is met. Who
+                # was let through may still wait for the answer.
+                if failures + 1 >= self._endpoint.attempts and self._under_way:
+                    await asyncio.wait(set(self._under_way))
+                if self._answered > answered:
+                    failures, answered = 0, self._answered
             if outcome.kind == "fatal":
                 raise _StopError(f"{self._endpoint.base_url} takes no request: {outcome.detail}")
             if not outcome.worth_repeating:
@@ -197,9 +202,13 @@ class AnnotatorRun:
         self.calls += 1
         # A call that is interrupted may still be billed.
         outcome: Answered | Failed = Failed(kind="lost", detail="interrupted")
+        ended = asyncio.get_running_loop().create_future()
+        self._under_way.add(ended)
         try:
             outcome = await client.send(request)
         finally:
+            self._under_way.discard(ended)
+            ended.set_result(None)
             if isinstance(outcome, Answered):
                 self._ledger.answered(call, outcome.body)
             else:

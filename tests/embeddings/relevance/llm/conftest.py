@@ -71,8 +71,8 @@ class ChatServer:
     refuses_logprobs: bool = False
     gives_usage: bool = True
     retry_after: str | None = None
-    every_s: float = 0.0
-    """Time between two requests that are let through; those between meet status 429."""
+    one_at_a_time: bool = False
+    """Whether requests that come while an answer is made meet status 429."""
     slow_s: float = 3.0
     answer_s: float = 0.0
     limit_name: str = "max_completion_tokens"
@@ -87,7 +87,7 @@ class ChatServer:
     """Faults made, by name."""
     requests: list = field(default_factory=list)
     arrived_s: list = field(default_factory=list)
-    let_through_s: float = 0.0
+    making: bool = False
     under_way: int = 0
     most_under_way: int = 0
 
@@ -161,13 +161,13 @@ class ChatServer:
             repeat = self.asked[number]
             self.asked[number] += 1
             fault = self.fault_of(number, repeat) if self.fault_of else None
-            now_s = time.monotonic()
-            if now_s < self.let_through_s + self.every_s:
+            if self.one_at_a_time and self.making:
                 fault = "busy"
-            else:
-                self.let_through_s = now_s
             self.met[fault] += 1
-        time.sleep(self.answer_s)
+            self.making |= fault != "busy"
+        if fault != "busy":
+            time.sleep(self.answer_s)
+            self.making = False
         if fault == "busy":
             headers = {} if self.retry_after is None else {"Retry-After": self.retry_after}
             return self.send(http, 429, error("rate limit reached"), headers)

@@ -278,8 +278,8 @@ def test_a_wait_beyond_the_longest_stops_the_run(chat_server, shop, cache):
 
 
 def test_a_rate_limit_costs_time_and_no_label(chat_server, shop, cache):
-    # Twelve callers where one gets through every 20 ms: most are refused more often than attempts.
-    server = chat_server(every_s=0.02, retry_after="0.01")
+    # Twelve callers where one answer is made at a time: most are refused more often than attempts.
+    server = chat_server(one_at_a_time=True, answer_s=0.04)
     annotation = run(shop(60), server, cache, concurrency=12, attempts=3)
     assert annotation.stopped is None
     assert reasons(annotation) == {}
