@@ -386,15 +386,21 @@ class DashClip(nn.Module):
         enc_BD = self.multimodal(self.text, x_BLD, attend_BL, keys_values, first=first)
         return enc_BD, text_BT
 
-    def with_alignment(self, query_layers: int, projection_width: int) -> DashClip:
+    def with_alignment(self, query_layers: int | None, projection_width: int) -> DashClip:
         """Return a copy with the parts of stage 2, the query encoder starting as the text encoder.
 
         The projections are left for ``train_stage2`` to initialise.
+
+        Args:
+            query_layers: Last text layers that the query encoder has a copy of; None copies all.
+            projection_width: Hidden units of the product projection; 0 is a linear one.
 
         Raises:
             ValueError: If the text encoder has fewer layers, or the model is aligned already.
         """
         layers = len(self.text.layers)
+        if query_layers is None:
+            query_layers = layers
         if not 1 <= query_layers <= layers:
             raise ValueError(f"query_layers={query_layers} must be between 1 and {layers}")
         if self.stage >= 2:

@@ -1,12 +1,13 @@
-"""The momentum encoders: a copy of a module that follows it slowly and gets no gradient."""
+"""Weights that follow those that train: the momentum encoders, and an average to end with."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,3 +42,42 @@ def follow_(follower: nn.Module, online: nn.Module, momentum: float) -> None:
         torch._foreach_lerp_(slow, fast, 1 - momentum)
     for own, source in zip(follower.buffers(), online.buffers(), strict=True):
         own.copy_(source)
+
+
+class AverageWeights:
+    """The average of some parameters over the steps of a training.
+
+    A plain mean over the first ``1 / (1 - decay)`` steps, an exponential one from then on, so that
+    the weights it began with are forgotten at once.
+
+    Args:
+        parameters: Those that train.
+        decay: Share of the average that stays at a step.
+
+    Source:
+        Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self._parameters, self._decay = list(parameters), decay
+        self._averages = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def take_in_(self, step: int) -> None:
+        """Let the parameters of now count, after so many steps in all."""
+        torch._foreach_lerp_(self._averages, self._parameters, max(1 - self._decay, 1 / step))
+
+    @torch.no_grad()
+    def put_in_(self) -> None:
+        """Give the parameters the average."""
+        torch._foreach_copy_(self._parameters, self._averages)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The average as it stands, for a training state."""
+        return {f"average.{number}": value for number, value in enumerate(self._averages)}
+
+    @torch.no_grad()
+    def restore_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what ``tensors`` returned."""
+        for number, value in enumerate(self._averages):
+            value.copy_(tensors[f"average.{number}"])

@@ -55,8 +55,9 @@ class Stage1Config(BaseModel):
     """Without image weights, as the next three."""
     image_layers: int = Field(default=1, ge=1)
     image_heads: int = Field(default=4, ge=1)
-    stem_blocks: tuple[int, ...] = ()
-    """Residual convolution blocks after each halving of the image, a number a halving."""
+    stem_blocks: tuple[int, ...] | None = None
+    """Residual convolution blocks after each halving of the image, a number a halving; () is none,
+    None one after each but the first, where they cost most."""
     image_views: ImageViews = "one"
     """What an image's vector is the mean over when products are embedded: the image; also its
     mirror image; or both and five crops of each."""
@@ -116,7 +117,7 @@ class Stage1Config(BaseModel):
     """Chance that a product with both is seen by its image alone, and that by its text alone."""
     hidden_share: float = Field(default=0.3, gt=0, lt=1)
     """Share of the tokens hidden in the second sight of a product without image."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=7e-4, gt=0)
     """Peak, for parts that start random."""
     text_learning_rate: float = Field(default=1e-4, gt=0)
     """Peak, for layers that start pretrained."""
@@ -249,7 +250,7 @@ def _initial_model(
         width=config.image_width,
         layers=config.image_layers,
         heads=config.image_heads,
-        stem_blocks=config.stem_blocks,
+        stem_blocks=_blocks_after_halvings(config),
     )
     return DashClip.initial(
         text,
@@ -265,6 +266,13 @@ def _initial_model(
         max_query_tokens=config.max_query_tokens,
         generator=generator_at(seed, "weights", 0),
     )
+
+
+def _blocks_after_halvings(config: Stage1Config) -> tuple[int, ...]:
+    if config.stem_blocks is not None:
+        return config.stem_blocks
+    halvings = config.patch_px.bit_length() - 1
+    return (0, *(1 for _ in range(halvings - 1)))
 
 
 def _state_folder(out: Path) -> Path:

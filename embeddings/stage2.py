@@ -51,12 +51,13 @@ class Stage2Config(BaseModel):
     end_to_end: bool = False
     """Train the text and the multimodal encoder too, at every layer, for products and queries; the
     image encoder stays frozen. Many times as slow, and where titles say all there is, better."""
-    query_layers: int = Field(default=2, ge=1)
-    """Last text layers that the query encoder trains a copy of. The layers below are those of the
-    product texts, frozen or (end to end) trained by both sides."""
+    query_layers: int | None = Field(default=None, ge=1)
+    """Last text layers that the query encoder trains a copy of; None is all of them, as in the
+    paper. The layers below are those of the product texts, frozen or (end to end) trained by both
+    sides."""
     projection_width: int = Field(default=512, ge=0)
     """Hidden units of the product projection; 0 is a linear one."""
-    class_ratio: tuple[int, int, int] = (2, 1, 1)
+    class_ratio: tuple[int, int, int] = (4, 2, 1)
     """Products of label 2, 1 and 0 drawn for each query of a batch."""
     source_weights: dict[str, float] = {}
     """How much the labels of each source count ("human", "llm", "judge", "rule"); one where it is
@@ -82,6 +83,9 @@ class Stage2Config(BaseModel):
     """Peak, for the text and the multimodal encoder, end to end."""
     warmup_steps: int = Field(default=30, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
+    ema_decay: float | None = Field(default=0.99, ge=0, lt=1)
+    """The trained model has an average of the weights over about 1 / (1 - ``ema_decay``) steps;
+    None gives it the last weights."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=0.07, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     """Initial temperature of the contrast; it is learned."""
@@ -227,7 +231,7 @@ def _prepare(
 ) -> AlignmentTraining:
     """Run the frozen parts once and start the projections from what they say."""
     tokens = tokenize(model.tokenizer, judgements.texts, model.architecture.max_query_tokens)
-    depth = len(model.text.layers) - config.query_layers
+    depth = len(model.text.layers) - model.architecture.query_layers
     states = None if config.end_to_end else CachedStates(model, tokens, depth)
     query_side = Queries(model, tokens, states, config.token_dropout)
     start = generator_at(seed, "projections", 0)

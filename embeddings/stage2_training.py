@@ -22,6 +22,7 @@ from embeddings.hard_negatives import draw_mined, mine_hard_negatives
 from embeddings.judgements import Judgements
 from embeddings.memory_bank import ProductBank
 from embeddings.model import DashClip
+from embeddings.momentum import AverageWeights
 from embeddings.pqc import graded_pair_loss, pqc_loss
 from embeddings.schedule import (
     Batches,
@@ -68,6 +69,10 @@ class AlignmentTraining:
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in kept)
         self.optimizer = adamw(groups, config.weight_decay)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.average = None
+        if config.ema_decay is not None:
+            self.average = AverageWeights(trained, config.ema_decay)
         self.history: dict[str, list[float]] = {}
         self.step = 0
 
@@ -100,6 +105,8 @@ class AlignmentTraining:
             if state is not None and due:
                 self._write_state(state, identity, arithmetic)
                 saved = time.monotonic()
+        if self.average is not None:
+            self.average.put_in_()
         self.model.requires_grad_(requires_grad=True)
         return self.history
 
@@ -146,6 +153,8 @@ class AlignmentTraining:
             self.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
         self.bank.push_(product_ME.detach(), torch.from_numpy(product_M))
         self.step += 1
+        if self.average is not None:
+            self.average.take_in_(self.step)
         return {
             "loss": loss,
             "pqc": float(pqc.detach()),
@@ -206,6 +215,8 @@ class AlignmentTraining:
         tensors |= training_state.take("bank", self.bank, self.bank.state_dict())
         tensors |= training_state.optimizer_tensors(self.optimizer)
         tensors["temperature"] = self.temperature.detach()
+        if self.average is not None:
+            tensors |= self.average.tensors()
         if self.mined_QK is not None:
             tensors["mined"] = torch.from_numpy(self.mined_QK)
         record = {
@@ -229,6 +240,8 @@ class AlignmentTraining:
         training_state.restore_optimizer_(self.optimizer, tensors)
         with torch.no_grad():
             self.temperature.copy_(tensors["temperature"])
+        if self.average is not None:
+            self.average.restore_(tensors)
         if "mined" in tensors:
             self.mined_QK = tensors["mined"].numpy()
         self.step, self.history = record["step"], record["history"]

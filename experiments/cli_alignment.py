@@ -19,7 +19,7 @@ DEFAULTS = Stage2Config()
 def compare_ratios(
     run_folder: tyro.conf.Positional[Path],
     data: Path,
-    ratio: tuple[str, ...] = ("1:1:1", "2:1:1", "2:2:1", "2:1:2", "3:3:2"),
+    ratio: tuple[str, ...] = ("1:1:1", "2:1:1", "4:2:1", "2:2:1", "3:3:2"),
     seeds: int = 2,
     config: Settings = DEFAULTS,
     json: JsonFile = None,

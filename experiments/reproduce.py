@@ -46,6 +46,7 @@ STAGE2 = Stage2Config(
     weight_decay=0.01,
     temperature=0.05,
     contrast_weight=0.2,
+    ema_decay=None,
     token_dropout=0.1,
 )
 """Titles say all there is, so every layer of the text encoder trains: about five times over the

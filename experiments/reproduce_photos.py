@@ -75,6 +75,7 @@ HELD_OUT_SHARE = 14
 FASHION = Stage1Config(
     max_text_tokens=24,
     image_px=64,
+    stem_blocks=(),
     image_width=192,
     image_layers=2,
     steps=900,

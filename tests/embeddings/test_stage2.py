@@ -101,6 +101,22 @@ def test_only_the_projection_and_the_query_encoder_train_unless_asked(
     assert not torch.equal(query_weight, start.query_encoder.layers[0].qkv.weight)
 
 
+def test_the_model_has_the_average_of_its_weights(first, products, queries, relevance, short):
+    def trained(ema_decay):
+        config = short.model_copy(update={"ema_decay": ema_decay})
+        return train_stage2(first, products, queries, relevance, config, seed=0)
+
+    last = trained(None)
+    assert changed(last, trained(0.0)) == set()
+    assert changed(last, trained(0.99)) == {"product_projection", "query_encoder"}
+
+
+def test_the_query_encoder_is_a_copy_of_all_layers_unless_told(first):
+    whole, part = first.with_alignment(None, 32), first.with_alignment(1, 32)
+    assert len(whole.query_encoder.layers) == len(first.text.layers) == 2
+    assert len(part.query_encoder.layers) == 1
+
+
 def test_end_to_end_learns_what_frozen_layers_cannot(first, products, queries, relevance):
     # Two steps over a linear projection leave the frozen encoder's order nearly as it is.
     texts = products.drop("image")
