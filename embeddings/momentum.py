@@ -59,7 +59,8 @@ class AverageWeights:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self._parameters, self._decay = list(parameters), decay
+        self._parameters: list[Tensor] = list(parameters)
+        self._decay = decay
         self._averages = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ranking.hidden_layers import linear
+
 
 def crossed(start_BW: Tensor, layers: Sequence[Sequence[Tensor]]) -> Tensor:
     """Return ``x <- x0 * (U (V x) + b) + x`` once a layer, beginning at ``x = x0``, shape (B, W).
@@ -39,7 +41,7 @@ class _Crosses(torch.autograd.Function):
         for first in range(0, len(weights), parts):
             *reduce, expand, bias_W = weights[first : first + parts]
             inner = x_BW @ reduce[0].t() if reduce else x_BW
-            y_BW = torch.addmm(bias_W, inner, expand.t())
+            y_BW = linear(inner, expand, bias_W)
             seen += [x_BW, inner, y_BW]
             x_BW = torch.addcmul(x_BW, start_BW, y_BW)
         ctx.parts = parts

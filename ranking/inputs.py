@@ -9,6 +9,7 @@ Q queries, D size of the given vectors.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -90,8 +91,10 @@ def slices(rows: int, batch_size: int) -> Sequence[slice]:
 
 
 def _tensor(values: NDArray, dtype: type[np.generic]) -> Tensor:
-    # Columns of a table are often read-only views, which torch does not share.
-    return torch.from_numpy(np.require(values, dtype, ["C", "W"]))
+    # Rows are only read here, so what is mapped from a file stays there.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.require(values, dtype, ["C"]))
 
 
 def _wrap(row: Tensor, size: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ranking.crosses import crossed
+from ranking.hidden_layers import hidden_layers
 
 
 class CrossNetwork(nn.Module):
@@ -80,10 +81,28 @@ class _SideBySide(torch.autograd.Function):
         return grads[0][:, : ctx.width].float().contiguous(), None, None
 
 
-def mlp_of(width: int, layers: Sequence[int], dropout: float) -> nn.Sequential:
+class HiddenLayers(nn.Sequential):
+    """Linear, ReLU and Dropout, once a layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return what the last layer gives; the input itself where there are none."""
+        input_BW = as_computed(input)
+        by_hand = (
+            torch.is_grad_enabled()
+            and (input_BW.dtype, input_BW.device.type) == (torch.bfloat16, "cpu")
+            and input_BW.ndim == 2
+            and not (self.training and any(isinstance(x, nn.Dropout) and x.p > 0 for x in self))
+        )
+        if not by_hand or not len(self):
+            return super().forward(input)
+        layers = [(x.weight, x.bias) for x in self if isinstance(x, nn.Linear)]
+        return hidden_layers(input_BW, layers)
+
+
+def mlp_of(width: int, layers: Sequence[int], dropout: float) -> HiddenLayers:
     """Return Linear, ReLU, Dropout for every width in ``layers``; nothing for none."""
     modules: list[nn.Module] = []
     for out in layers:
         modules += [nn.Linear(width, out), nn.ReLU(inplace=True), nn.Dropout(dropout)]
         width = out
-    return nn.Sequential(*modules)
+    return HiddenLayers(*modules)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from ranking import layers as layers_module
 from ranking.crosses import crossed
 from ranking.dense_weights import DenseWeights
+from ranking.hidden_layers import hidden_layers
 from ranking.layers import CrossNetwork, mlp_of
 
 
@@ -132,3 +134,49 @@ def test_the_crosses_gradient_is_torchs_own(rank):
     mine = torch.autograd.grad(cross(x_BW), given, upstream_BW)
     for own, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+
+
+def test_the_hidden_layers_gradient_is_torchs_own():
+    torch.manual_seed(0)
+    plain = mlp_of(7, (6, 5), dropout=0.0).double()
+    x_BW = torch.randn(9, 7, dtype=torch.double, requires_grad=True)
+    layers = [(layer.weight, layer.bias) for layer in plain if isinstance(layer, nn.Linear)]
+    assert torch.autograd.gradcheck(lambda x: hidden_layers(x, layers), (x_BW,))
+    given, upstream_BW = [x_BW, *plain.parameters()], torch.randn(9, 5, dtype=torch.double)
+    theirs = torch.autograd.grad(plain(x_BW), given, upstream_BW)
+    mine = torch.autograd.grad(hidden_layers(x_BW, layers), given, upstream_BW)
+    for own, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+
+
+def test_hidden_layers_in_bfloat16_are_those_that_torch_would_compute(monkeypatch):
+    torch.manual_seed(0)
+    own = mlp_of(40, (24, 16), dropout=0.0)
+    x_BW, upstream_BW = torch.randn(33, 40, requires_grad=True), torch.randn(33, 16)
+    given, calls = [x_BW, *own.parameters()], []
+
+    def taken(*arguments):
+        calls.append(arguments)
+        return hidden_layers(*arguments)
+
+    monkeypatch.setattr(layers_module, "hidden_layers", taken)
+
+    def gradients(layers):
+        with torch.autocast("cpu", torch.bfloat16):
+            out_BW = layers(x_BW)
+        return [out_BW, *torch.autograd.grad(out_BW, given, upstream_BW.bfloat16())]
+
+    mine = gradients(own)
+    assert len(calls) == 1
+    theirs = gradients(lambda x: nn.Sequential.forward(own, x))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(5, 40), (5, 3, 40)])
+def test_hidden_layers_with_dropout_or_three_axes_are_left_to_torch(monkeypatch, shape):
+    monkeypatch.setattr(layers_module, "hidden_layers", None)
+    layers = mlp_of(40, (24,), dropout=0.5 if len(shape) == 2 else 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layers(torch.randn(shape))
+    assert out.shape == (*shape[:-1], 24)
