@@ -248,6 +248,7 @@ class DashClip(nn.Module):
         *,
         image_root: str | Path | None = None,
         images: ImageTable | None = None,
+        batch_tokens: int | None = None,
     ) -> NDArray[np.float32]:
         """Embed products.
 
@@ -256,6 +257,8 @@ class DashClip(nn.Module):
             mode: What the model may look at. "multimodal" takes what each product has.
             image_root: Folder that relative image paths start from.
             images: The images already decoded, to spare doing it again.
+            batch_tokens: Embed in batches of so many tokens, which all take about the same memory
+                (``TokenTable.by_budget``); None takes ``EMBED_BATCH`` products at a time.
 
         Returns:
             Unit rows, shape (P, E); a row of zeros for a product that has nothing of what
@@ -264,7 +267,9 @@ class DashClip(nn.Module):
         Raises:
             ValueError: If ``mode`` is unknown or an image cannot be decoded.
         """
-        features = self.product_features(products, mode, image_root=image_root, images=images)
+        features = self.product_features(
+            products, mode, image_root=image_root, images=images, batch_tokens=batch_tokens
+        )
         return self.project_products(features).numpy()
 
     @torch.no_grad()
@@ -283,13 +288,20 @@ class DashClip(nn.Module):
         return (vector_PE * (features.has_text_P | features.has_image_P)[:, None]).cpu()
 
     @torch.no_grad()
-    def embed_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """Embed query texts as unit rows, shape (Q, E); the same text always gives one vector."""
+    def embed_queries(
+        self, queries: Sequence[str], *, batch_tokens: int | None = None
+    ) -> NDArray[np.float32]:
+        """Embed query texts as unit rows, shape (Q, E); the same text always gives one vector.
+
+        Args:
+            queries: Texts.
+            batch_tokens: As for ``embed_products``.
+        """
         if not len(queries):
             return np.zeros((0, self.dim), np.float32)
         tokens = tokenize(self.tokenizer, queries, self.architecture.max_query_tokens)
         out_QE = torch.zeros(len(queries), self.dim)
-        for row_B in tokens.by_length(EMBED_BATCH):
+        for row_B in tokens.batches(EMBED_BATCH, batch_tokens):
             id_BL, attend_BL = (part.to(self.device) for part in tokens.padded(row_B))
             with self.precision.autocast(self.device):
                 x_BLD = self.query_states(id_BL, attend_BL)
@@ -314,6 +326,7 @@ class DashClip(nn.Module):
         *,
         image_root: str | Path | None = None,
         images: ImageTable | None = None,
+        batch_tokens: int | None = None,
     ) -> ProductFeatures:
         """Run the frozen encoders over products; arguments as in ``embed_products``."""
         if mode not in ("multimodal", "text", "image"):
@@ -337,7 +350,7 @@ class DashClip(nn.Module):
         if not count:
             return features
         tokens = tokenize(self.tokenizer, texts, shape.max_text_tokens)
-        for row_B in tokens.by_length(EMBED_BATCH):
+        for row_B in tokens.batches(EMBED_BATCH, batch_tokens):
             # Products with and without an image take different paths through the fusion layers.
             for part_B in (row_B[has_image_P[row_B]], row_B[~has_image_P[row_B]]):
                 if len(part_B):

@@ -45,6 +45,10 @@ class TokenTable:
         position_BL, attend_BL = self.positions(row_B)
         return self.id_T[position_BL].long(), attend_BL
 
+    def batches(self, rows: int, tokens: int | None) -> Iterator[Tensor]:
+        """``by_budget`` of so many tokens; without one, ``by_length`` of so many rows."""
+        return self.by_length(rows) if tokens is None else self.by_budget(tokens)
+
     def by_length(self, batch: int) -> Iterator[Tensor]:
         """Rows in batches of like length, so that padding costs next to nothing."""
         order_P = torch.argsort(self.length_P, stable=True)

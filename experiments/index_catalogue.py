@@ -45,6 +45,10 @@ BARRIER_TIMEOUT = timedelta(days=30)
 
 POLL_SECONDS = 0.5
 
+KEPT_PRIMITIVES = "32"
+"""Compiled matrix products that oneDNN keeps, by itself 1,024 of them: batches have hundreds of
+shapes, and each that is kept holds memory."""
+
 
 class IndexConfig(BaseModel):
     """What is embedded, and by whom."""
@@ -132,6 +136,7 @@ def index_catalogue(
         OSError: If the disk is or becomes too full.
     """
     config, out = config or IndexConfig(), Path(out)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRIMITIVES)
     work = out.with_name(f"{out.name}.shards")
     with _ranks() as (rank, world):
         if rank == 0:
@@ -295,7 +300,7 @@ def _merge_(work: Path, plan: IndexPlan, out: Path) -> Manifest:
             computation=plan.model_dump(
                 mode="json",
                 include={
-                    "shard_rows", "batch_rows", "precision", "device", "threads", "torch_version"
+                    "shard_rows", "batch_tokens", "precision", "device", "threads", "torch_version"
                 },
             ),
         )  # fmt: skip
