@@ -29,7 +29,7 @@ from features.dataset import Dataset, write_into_dataset
 HOMEDEPOT_REQUESTS = 40_000
 """Simulated requests over the real catalogue: about four a query."""
 
-STAGE1 = Stage1Config(fusion_layers=1, max_text_tokens=32, embedding_dim=384)
+STAGE1 = Stage1Config(fusion_layers=1, max_text_tokens=32, embedding_dim=384, stem_blocks=())
 """There are no images, so stage 1 trains nothing and only says what the encoders are."""
 
 STAGE2 = Stage2Config(
