@@ -56,7 +56,7 @@ class CachedStates:
         width = self.model.architecture.text.width
         state_TD = torch.empty(len(self.tokens.id_T), width, dtype=self.model.precision.dtype)
         budget = self._token_budget
-        batches = self.tokens.batches(EMBED_BATCH, budget)
+        batches = self.tokens.by_budget(budget) if budget else self.tokens.by_length(EMBED_BATCH)
         for row_B in batches:
             id_BL, attend_BL = self.tokens.padded(row_B)
             position_BL, _ = self.tokens.positions(row_B)

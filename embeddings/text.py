@@ -46,8 +46,19 @@ class TokenTable:
         return self.id_T[position_BL].long(), attend_BL
 
     def batches(self, rows: int, tokens: int | None) -> Iterator[Tensor]:
-        """``by_budget`` of so many tokens; without one, ``by_length`` of so many rows."""
-        return self.by_length(rows) if tokens is None else self.by_budget(tokens)
+        """Batches for work whose outcome is written to its rows, of few different shapes.
+
+        Args:
+            rows: Of a batch, by length, where ``tokens`` is None.
+            tokens: Batches by this budget (``by_budget``); one that is not full repeats its last
+                row, for the kernels of every new shape stay in memory.
+        """
+        if tokens is None:
+            yield from self.by_length(rows)
+            return
+        for row_B in self.by_budget(tokens):
+            full = tokens // max(1, int(self.length_P[row_B[0]]))
+            yield torch.cat([row_B, row_B[-1:].expand(max(0, full - len(row_B)))])
 
     def by_length(self, batch: int) -> Iterator[Tensor]:
         """Rows in batches of like length, so that padding costs next to nothing."""

@@ -108,3 +108,14 @@ def test_a_tokenizer_that_leaves_a_text_without_tokens_is_refused():
     bare.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ValueError, match="text 1, '', has no token"):
         tokenize(bare, ["cup", ""], 8)
+
+
+def test_batches_by_tokens_are_full_and_hold_every_text():
+    tokens = tokens_of([3, 10, 1, 3, 1])
+    for budget in (13, 30):
+        batches = [batch.tolist() for batch in tokens.batches(2, budget)]
+        for batch in batches:
+            assert len(batch) == max(1, budget // int(tokens.length_P[batch[0]]))
+        rows = [row for batch in batches for row in batch]
+        assert list(dict.fromkeys(rows)) == [1, 0, 3, 2, 4]
+    assert [len(batch) for batch in tokens.batches(2, None)] == [2, 2, 1]

@@ -84,6 +84,7 @@ def test_images_matter_where_titles_are_silent(products, queries, relevance, sta
         learning_rate=3e-3,
         query_learning_rate=1e-3,
         warmup_steps=5,
+        ema_decay=0.9,
     )
     colours = queries.filter(~pl.col("query").str.contains(" "))
     judged = relevance.join(colours, on="query_id", how="semi")
@@ -122,6 +123,14 @@ def test_vectors_are_unit_rows_whatever_is_missing(aligned, pretrained, products
     assert aligned.embed_queries([]).shape == (0, 16)
     with pytest.raises(ValueError, match="mode 'both'"):
         aligned.embed_products(some, "both")
+
+
+def test_vectors_do_not_depend_on_how_they_are_batched(aligned, products):
+    texts = products["title"].to_list()
+    rows, budget = (aligned.embed_queries(texts, batch_tokens=size) for size in (None, 40))
+    np.testing.assert_allclose(budget, rows, atol=1e-5)
+    whole = [aligned.embed_products(products, batch_tokens=size) for size in (None, 40)]
+    np.testing.assert_allclose(*whole, atol=1e-5)
 
 
 def test_a_catalogue_of_texts_goes_through_both_stages(
