@@ -67,24 +67,24 @@ def write_clicks_(folder: Path, *, train: int, test: int, seed: int = 0) -> None
 
 
 def read_examples(folder: Path, rows: slice) -> Examples:
-    """Return some of the rows that ``write_clicks_`` wrote."""
+    """Return some of the rows that ``write_clicks_`` wrote, in memory, as the peers' are."""
     sparse_NF, dense_NC, label_N = (
-        np.load(folder / f"{name}.npy", mmap_mode="r")[rows]
+        np.array(np.load(folder / f"{name}.npy", mmap_mode="r")[rows])
         for name in ("sparse", "dense", "label")
     )
     row_N = np.arange(len(label_N))
     nowhere_N: NDArray[np.int32] = np.full(len(label_N), -1, np.int32)
     return Examples(
         sparse_names=tuple(f"C{f + 1}" for f in range(SPARSE)),
-        sparse_NF=np.ascontiguousarray(sparse_NF),
+        sparse_NF=sparse_NF,
         vocabulary_sizes=(TABLE_ROWS,) * SPARSE,
         dense_names=tuple(f"I{c + 1}" for c in range(DENSE)),
-        dense_NC=np.ascontiguousarray(dense_NC),
+        dense_NC=dense_NC,
         product_N=nowhere_N,
         query_N=nowhere_N,
         history_NL=np.zeros((len(label_N), 0), np.int32),
         user_N=row_N,
         request_N=row_N,
         time_us_N=row_N,
-        label_N=np.array(label_N),
+        label_N=label_N,
     )

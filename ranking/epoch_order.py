@@ -29,10 +29,18 @@ def order_of_epoch(label_N: Tensor, *, negative_rate: float, seed: int, epoch: i
     if negative_rate == 1:
         return torch.randperm(len(label_N), generator=generator)
     click_M, other_M = (torch.nonzero(kind)[:, 0] for kind in (label_N > 0, label_N == 0))
-    kept = max(1, round(negative_rate * len(other_M)))
+    kept = rows_of_epoch(label_N, negative_rate=negative_rate) - len(click_M)
     drawn_M = other_M[torch.randperm(len(other_M), generator=generator)[:kept]]
     row_M = torch.cat([click_M, drawn_M])
     return row_M[torch.randperm(len(row_M), generator=generator)]
+
+
+def rows_of_epoch(label_N: Tensor, *, negative_rate: float) -> int:
+    """Return M, how many rows ``order_of_epoch`` returns, without drawing them."""
+    if negative_rate == 1:
+        return len(label_N)
+    others = int((label_N == 0).sum())
+    return int((label_N > 0).sum()) + max(1, round(negative_rate * others))
 
 
 def sampled_shift(negative_rate: float) -> float:

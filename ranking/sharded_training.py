@@ -26,7 +26,7 @@ from embeddings.training_state import optimizer_tensors, restore_optimizer_
 from features.kept_memory import keep_freed_memory_
 from ranking.contract import Progress
 from ranking.dense_weights import newest_share
-from ranking.epoch_order import order_of_epoch, sampled_shift
+from ranking.epoch_order import order_of_epoch, rows_of_epoch, sampled_shift
 from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
 from ranking.model import ClickNetwork, Hidden
@@ -164,7 +164,9 @@ class ShardedTraining:
         bf16 = use_bf16(config.bf16)
         label_N = torch.tensor(train.label_N)
         weight_N = None if train.weight_N is None else torch.tensor(train.weight_N)
-        steps_an_epoch = max(1, -(-len(self._order(label_N, 0)) // config.batch_size))
+        steps_an_epoch = max(
+            1, -(-rows_of_epoch(label_N, negative_rate=config.negative_rate) // config.batch_size)
+        )
         check_every = max(1, steps_an_epoch // config.checks_per_epoch)
         last = steps_an_epoch * config.max_epochs
         last = last if max_steps is None else min(last, max_steps)

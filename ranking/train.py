@@ -20,7 +20,7 @@ from torch import Tensor
 from features.kept_memory import keep_freed_memory_
 from ranking.contract import Progress
 from ranking.dense_weights import DenseWeights
-from ranking.epoch_order import order_of_epoch, sampled_shift
+from ranking.epoch_order import order_of_epoch, rows_of_epoch, sampled_shift
 from ranking.fused_tables import FusedTables, TableGroup
 from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
@@ -144,13 +144,14 @@ class Training:
         keep_freed_memory_()
         label_N, config = torch.tensor(train.label_N), self.config
         weight_N = None if train.weight_N is None else torch.tensor(train.weight_N)
-        rows_read = len(self._order(label_N, 0))
+        rows_read = rows_of_epoch(label_N, negative_rate=config.negative_rate)
         batches = slices(rows_read, config.batch_size)
+        at_most = len(batches) * config.max_epochs
         check_every = max(1, len(batches) // config.checks_per_epoch)
         self._set_rates()
         self.dense.compute_()
         self.network.train()
-        while self.step < len(batches) * config.max_epochs and not self.stopped:
+        while self.step < at_most and not self.stopped:
             epoch, first = divmod(self.step, len(batches))
             anew = epoch > 0 and self._guard_large_tables_(begins=first == 0)
             order_N = self._order(label_N, epoch)
@@ -161,9 +162,9 @@ class Training:
                 if self.step % check_every == 0:
                     # Tables that began anew are behind until the epoch ends.
                     counts = not anew or rows.stop + check_every * config.batch_size > rows_read
-                    self._check_(validation, self.step / len(batches), counts=counts)
+                    epochs, last = self.step / len(batches), self.step == at_most
+                    self._check_(validation, epochs, counts=counts, last=last)
                     if progress is not None:
-                        at_most = len(batches) * config.max_epochs
                         progress(self.step, at_most, _in_words(self.checks[-1]))
                 if checkpoints is not None and checkpoints.due(self.step):
                     checkpoints.write_(self.step, self.tensors(), self.record())
@@ -239,7 +240,7 @@ class Training:
         loss.backward()
         self.dense.step_()
 
-    def _check_(self, validation: LabelledRows, epoch: float, *, counts: bool) -> None:
+    def _check_(self, validation: LabelledRows, epoch: float, *, counts: bool, last: bool) -> None:
         self.dense.score_()
         p_click_N = predict_network(self.network, validation.inputs)
         self.dense.compute_()
@@ -257,7 +258,8 @@ class Training:
             return
         decision = self.plateau.observe(self.checks[-1].validation_log_loss_nats)
         if decision == "better":
-            self.best = self._weights_now()
+            # What no further step can change needs no copy.
+            self.best = {} if last else self._weights_now()
         elif decision == "drop":
             self._take_back_best_()
             self._set_rates()

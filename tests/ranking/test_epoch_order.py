@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ranking.epoch_order import corrected, order_of_epoch, sampled_shift
+from ranking.epoch_order import corrected, order_of_epoch, rows_of_epoch, sampled_shift
 from ranking.plateau import Plateau
 from ranking.tower import TowerConfig, TowerRanker
 
@@ -32,6 +32,12 @@ def test_all_clicks_and_a_share_of_the_rest_are_read():
     assert len(row_M.unique()) == len(row_M)
     other_M = order(epoch=1, rate=0.2)
     assert set(row_M.tolist()) != set(other_M.tolist()), "drawn anew each epoch"
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.33, 1e-9])
+def test_the_rows_of_an_epoch_are_known_without_drawing_them(rate):
+    assert rows_of_epoch(LABELS, negative_rate=rate) == len(order(rate=rate))
+    assert rows_of_epoch(LABELS[:0], negative_rate=1.0) == 0
 
 
 def test_the_correction_by_hand():
