@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,15 @@ from experiments.schedule_trainings import Training, plan_workers, train_in_proc
 from experiments.simulate_config import SimulateConfig
 from experiments.simulation import run_ab
 from experiments.slices import test_slices
-from experiments.training import Parts, Trained, train_once, trained_at
+from experiments.training import (
+    Parts,
+    Trained,
+    compared_parts,
+    features_at,
+    read_trained,
+    train_once,
+    trained_at,
+)
 from experiments.variants import (
     REGISTRY,
     STANDARD,
@@ -108,6 +116,15 @@ class Run:
         self._joined: dict[str, Vectors] = {}
         self._parts: Parts | None = None
         self._pipeline: FeaturePipeline | None = None
+        self._compared: dict[VectorSource, FeaturePipeline] = {}
+        self._compared_parts: dict[VectorSource, Parts] = {}
+        if self.bins and not reopen and all(v.vectors is None for v in self.variants):
+            self.left_out["similarity_bins"] = "no variant here has vectors to compare products by"
+
+    @property
+    def bins(self) -> int:
+        """Bins of the cosines' histogram; 0 where cosines are no features."""
+        return self.dataset.spec.features.similarity_bins
 
     @classmethod
     def reopen(cls, path: Path, progress: Progress | None = None) -> Run:
@@ -120,16 +137,42 @@ class Run:
 
     @property
     def pipeline(self) -> FeaturePipeline:
-        """The feature pipeline, fitted on training rows and stored under ``features/``."""
+        """The feature pipeline, fitted on training rows and stored under ``features/``.
+
+        It is without the columns that come from vectors, which ``pipeline_of`` adds.
+        """
         if self._pipeline is None:
             with self.progress.stage("features"):
-                fitted = FeaturePipeline(self.dataset.spec, min_count=self.config.min_count)
+                spec = self.dataset.spec
+                plain = replace(spec.features, similarity_bins=0)
+                fitted = FeaturePipeline(
+                    spec.model_copy(update={"features": plain}), min_count=self.config.min_count
+                )
                 fitted.fit(self.dataset, self.split.train)
-                if self.config.start_from is not None:
-                    fitted.continue_from(FeaturePipeline.load(self.config.start_from / "features"))
-                self.folder.once("features", fitted.save_)
-                self._pipeline = fitted
+                self._pipeline = self._kept(fitted, features_at(None))
         return self._pipeline
+
+    def pipeline_of(self, variant: Variant) -> FeaturePipeline:
+        """Return the features that a variant is given: with cosines, if asked for, of its vectors.
+
+        Each kind of vectors has a pipeline of its own, stored beside that of all.
+        """
+        source, vectors = variant.vectors, self.joined(variant)
+        if source is None or vectors is None or not self.bins:
+            return self.pipeline
+        if source not in self._compared:
+            train = self.parts.train
+            with self.progress.stage(f"cosines of {source} vectors"):
+                fitted = self.pipeline.compared_by(vectors, train, bins=self.bins)
+                self._compared[source] = self._kept(fitted, features_at(source))
+        return self._compared[source]
+
+    def _kept(self, fitted: FeaturePipeline, at: str) -> FeaturePipeline:
+        """A pipeline stored in the run, gone on from that of the earlier run if there is one."""
+        if self.config.start_from is not None:
+            fitted.continue_from(FeaturePipeline.load(self.config.start_from / at))
+        self.folder.once(at, fitted.save_)
+        return fitted
 
     @property
     def parts(self) -> Parts:
@@ -143,6 +186,16 @@ class Run:
                     test=pipeline.transform(self.split.test),
                 )
         return self._parts
+
+    def parts_of(self, variant: Variant) -> Parts:
+        """Return the impressions as a variant is given them."""
+        pipeline, source = self.pipeline_of(variant), variant.vectors
+        if pipeline is self.pipeline or source is None:
+            return self.parts
+        if source not in self._compared_parts:
+            # One kind at a time: each holds its own copy of all dense columns.
+            self._compared_parts = {source: compared_parts(self.parts, pipeline)}
+        return self._compared_parts[source]
 
     def joined(self, variant: Variant) -> Vectors | None:
         """Return a variant's vectors in catalogue order, or None."""
@@ -181,7 +234,13 @@ class Run:
                 vectors[one.variant.vectors] = joined
         workers = 1
         if missing:
-            workers = plan_workers(len(missing), self.parts, list(vectors.values()), self.config)
+            # A model with vectors may be given more columns than one without.
+            widest = max((one.variant for one in missing), key=lambda v: v.vectors is not None)
+            workers = plan_workers(
+                len(missing), self.parts_of(widest), list(vectors.values()), self.config
+            )
+            for one in missing:
+                self.pipeline_of(one.variant)
         if workers == 1:
             for one in missing:
                 on_trained(self.train_one(one.variant, one.seed))
@@ -212,9 +271,10 @@ class Run:
 
     def train_one(self, variant: Variant, seed: int) -> Trained:
         """Train a variant with one seed, or read what was trained before."""
-        given = (variant, seed, self.parts, self.joined(variant), self.config, self.folder)
         if self._is_trained(variant, seed):
-            return train_once(*given)
+            return read_trained(variant, seed, self.folder.path)
+        parts = self.parts_of(variant)
+        given = (variant, seed, parts, self.joined(variant), self.config, self.folder)
         label = f"{variant.name}, seed {seed}" if self.config.seeds > 1 else variant.name
         with self.progress.stage(label) as report:
             return train_once(*given, report)
@@ -225,9 +285,10 @@ class Run:
     def scorer(self, trained: Trained) -> Scorer:
         """Return the function from raw impression rows to pCTR that serves a variant."""
         model, vectors = trained.model(), self.joined(trained.variant)
+        pipeline = self.pipeline_of(trained.variant)
 
         def score(impressions: pl.DataFrame) -> NDArray[np.float64]:
-            return model.predict_proba(self.pipeline.transform(impressions), vectors)
+            return model.predict_proba(pipeline.transform(impressions), vectors)
 
         return score
 

@@ -188,7 +188,8 @@ def _costs(line: Run, trained: TrainedByName) -> tuple[Cost, ...]:
 def _score_ms(line: Run, trained: Trained) -> float:
     """Median time to score as many rows as a request has candidates, all inputs at hand."""
     model, vectors = trained.model(), line.joined(trained.variant)
-    rows = line.parts.test.take(slice(0, SCORED_TOGETHER))
+    few = line.parts.test.take(slice(0, SCORED_TOGETHER))
+    rows = line.pipeline_of(trained.variant).with_cosines(few)
     with limited_threads(line.config.threads):
         # The first calls pay for what is set up once.
         seconds = [_seconds(lambda: model.predict_proba(rows, vectors)) for _ in range(REPEATS + 3)]

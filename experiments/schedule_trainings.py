@@ -27,10 +27,11 @@ import numpy as np
 from experiments.config import RunConfig
 from experiments.run_folder import RunFolder
 from experiments.shared_arrays import map_record, write_record
-from experiments.training import Parts, Trained, train_once
+from experiments.training import Parts, Trained, compared_parts, features_at, train_once
 from experiments.variants import Variant, VectorSource
 from features.embedding_join import Vectors
 from features.examples import Examples
+from features.pipeline import FeaturePipeline
 
 SHARED = "shared_arrays"
 """Folder of a run that holds the arrays while processes train, and is removed afterwards."""
@@ -114,7 +115,7 @@ def train_in_processes(
 
     Args:
         trainings: What to train; what an interrupted run had trained is read, not repeated.
-        parts: The impressions.
+        parts: The impressions, without what vectors add; the run keeps the pipelines that add it.
         vectors: By kind, all that the variants are given.
         config: Settings of the run.
         folder: Where models are kept.
@@ -174,6 +175,9 @@ def _train_here(variant: Variant, seed: int, config: RunConfig, folder: RunFolde
     vectors = None
     if variant.vectors is not None:
         vectors = map_record(Vectors, shared / f"vectors_{variant.vectors}")
+        features = folder.path / features_at(variant.vectors)
+        if features.is_dir():
+            parts = compared_parts(parts, FeaturePipeline.load(features))
     return train_once(variant, seed, parts, vectors, config, folder)
 
 

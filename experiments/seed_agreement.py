@@ -261,7 +261,8 @@ def measure_world(config: AgreementConfig, seed: int) -> dict[str, dict[str, flo
     trained_by_name = line.train_all()
     for variant in line.variants:
         trained = trained_by_name[variant.name]
-        score_N = trained[0].model().predict_proba(candidates, line.joined(variant))
+        given = line.pipeline_of(variant).with_cosines(candidates)
+        score_N = trained[0].model().predict_proba(given, line.joined(variant))
         ctr, true_ctr = click_rates(market, requests, score_N, seed=seed)
         figures[variant.name] = {
             "auc": auc(label_N, mean_over_seeds(trained)),

@@ -19,9 +19,10 @@ from threadpoolctl import threadpool_limits
 from experiments.config import RunConfig
 from experiments.records import read_json, write_json
 from experiments.run_folder import RunFolder
-from experiments.variants import Variant
+from experiments.variants import Variant, VectorSource
 from features.embedding_join import Vectors
 from features.examples import Examples
+from features.pipeline import FeaturePipeline
 from ranking.baselines import LightGBMRanker, LogisticRegression
 from ranking.contract import ClickModel, Progress, load_click_model
 from ranking.tower import TowerRanker
@@ -76,6 +77,20 @@ def new_model(variant: Variant, config: RunConfig) -> ClickModel:
         **variant.tower,
     }
     return TowerRanker(TowerConfig.model_validate(settings))
+
+
+def features_at(source: VectorSource | None) -> str:
+    """Return where a run folder keeps the features for models with such vectors, or with none."""
+    return "features" if source is None else f"features_{source}"
+
+
+def compared_parts(parts: Parts, pipeline: FeaturePipeline) -> Parts:
+    """Return the impressions with the cosines of a pipeline behind their other columns."""
+    return Parts(
+        train=pipeline.with_cosines(parts.train),
+        validation=pipeline.with_cosines(parts.validation),
+        test=pipeline.with_cosines(parts.test),
+    )
 
 
 def trained_at(variant: Variant, seed: int) -> str:

@@ -120,7 +120,8 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> TuneResult:
             "click network"
         )
     train, validation = (
-        line.pipeline.transform(part) for part in (line.split.train, line.split.validation)
+        line.pipeline_of(variant).transform(part)
+        for part in (line.split.train, line.split.validation)
     )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(

@@ -159,7 +159,7 @@ def _write_job_(config: RunConfig, folder: Path, column_wise: tuple[str, ...]) -
             f"variant {variant.name!r} is no network with id tables, so nothing of it is sharded; "
             "choose another with --variants, such as production or dashclip"
         )
-    parts = line.parts
+    parts = line.parts_of(variant)
     few = parts.validation.take(np.arange(min(len(parts.validation), config.tower.batch_size)))
     job, network, _ = model.begin_fit_(parts.train, few, line.joined(variant), seed=config.seed)
     replace(job, column_wise=column_wise).write_(folder, network)

@@ -6,8 +6,10 @@ C dense columns.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,13 +19,14 @@ from numpy.typing import NDArray
 
 from features.bags import Bag
 from features.columns import TABLE_COLUMNS, as_frame, canonical, column_violations
+from features.cosine_columns import CosineColumns
 from features.dense import DenseTransform
 from features.embedding_join import Vectors
 from features.examples import Examples
 from features.feature_spec import OUTCOMES, SIDE_TABLE_KEYS, FeatureNames, FeatureSpec
 from features.hashed import HashedValues
 from features.history import PurchaseHistory, purchases_of
-from features.similarity import Similarities, load_vectors, save_vectors_
+from features.similarity import PREFIX, Similarities, load_vectors, save_vectors_
 from features.sparse import ValueIndex, Vocabulary, value_counts
 from features.stable_hash import hash_values
 from features.target_rates import TargetRates
@@ -96,7 +99,8 @@ class FeaturePipeline:
             for table in SIDE_TABLE_KEYS
         }
         self._index = {table: self._catalogue(table, train) for table in SIDE_TABLE_KEYS}
-        self._vectors: Vectors | None = None
+        self._similarities: Similarities | None = None
+        self._cosines: CosineColumns | None = None
         self._hashes: dict[str, NDArray[np.uint64]] = {}
         self._codes: dict[str, NDArray[Any]] = {}
         self._rates = TargetRates(_NO_STATISTICS)
@@ -128,7 +132,6 @@ class FeaturePipeline:
                 f"catalogue has {len(self.product_ids_)} and {len(self.query_ids_)}; join them in "
                 "its order (join_vectors)"
             )
-        self._vectors = vectors
         self._similarities = Similarities(vectors, bins=bins)
 
     def count_values(self, rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -183,12 +186,41 @@ class FeaturePipeline:
             )
             for name in self.spec.features.dense
         }
-        derived = self._derived(train, rows, self._histories(train))
+        derived = self._derived(train, rows)
         self._derived_dense = {
             name: DenseTransform(name).fit(values) for name, values in derived.items()
         }
+        if self._similarities is not None:
+            histories = self._histories(train)
+            self._cosines = CosineColumns.fit(
+                self._similarities, rows["products"], rows["queries"], histories
+            )
         self._prepare()
         return self
+
+    def compared_by(self, vectors: Vectors, train: Examples, *, bins: int) -> FeaturePipeline:
+        """Return this pipeline with cosines of some vectors, as ``similarity_bins`` asks for.
+
+        All else is shared and not fitted again.
+
+        Args:
+            vectors: In the order of the catalogue.
+            train: What this pipeline, which has no cosines yet, made of the training rows.
+            bins: Of the histogram.
+
+        Raises:
+            ValueError: As ``learn_vectors``.
+        """
+        assert self._cosines is None, "cosines are there already"
+        compared = copy.copy(self)
+        features = replace(self.spec.features, similarity_bins=bins)
+        compared.spec = FeatureSpec(features=features, history=self.spec.history)
+        compared.learn_vectors(vectors)
+        assert compared._similarities is not None
+        compared._cosines = CosineColumns.fit(
+            compared._similarities, train.product_N, train.query_N, train.history_NL
+        )
+        return compared
 
     def continue_from(self, earlier: FeaturePipeline) -> None:
         """Go on from a pipeline fitted before: known values keep their rows, and scales stay.
@@ -208,6 +240,9 @@ class FeaturePipeline:
         for name, bag in self._bags.items():
             bag.vocabulary_.continue_from(earlier._bags[name].vocabulary_)
         self._dense, self._derived_dense = earlier._dense, earlier._derived_dense
+        if self._cosines is not None and earlier._cosines is not None:
+            similarities, scales = self._cosines.similarities, earlier._cosines.transforms
+            self._cosines = CosineColumns(similarities, scales)
         self._prepare()
 
     @property
@@ -245,8 +280,8 @@ class FeaturePipeline:
     @property
     def dense_names(self) -> tuple[str, ...]:
         """Dense columns, the masks of missing values (``NAME.missing``) included."""
-        transforms = (*self._dense.values(), *self._derived_dense.values())
-        return tuple(name for dense in transforms for name in dense.output_names)
+        cosines = () if self._cosines is None else self._cosines.names
+        return (*self._names_without_cosines(), *cosines)
 
     @property
     def required_columns(self) -> tuple[str, ...]:
@@ -266,24 +301,41 @@ class FeaturePipeline:
             ValueError: If a column is missing or has a wrong type, or a dense value is NaN or
                 infinite; the message names column and row.
         """
+        return self.with_cosines(self.without_cosines(impressions))
+
+    def with_cosines(self, examples: Examples, vectors: Vectors | None = None) -> Examples:
+        """Return what ``without_cosines`` made with the cosines, where there are any.
+
+        Args:
+            examples: Catalogue rows and histories as the model is to see them.
+            vectors: As ``CosineColumns.added_to``.
+        """
+        return examples if self._cosines is None else self._cosines.added_to(examples, vectors)
+
+    @property
+    def cosines_fingerprint(self) -> str | None:
+        """Names the vectors that products are compared by; None where none are."""
+        return None if self._cosines is None else self._cosines.similarities.vectors.fingerprint
+
+    def without_cosines(self, impressions: pl.DataFrame) -> Examples:
+        """As ``transform``, but for the columns that come from vectors."""
         frame = self.checked(as_frame(impressions))
         rows = self._catalogue_rows(frame)
-        history_NL = self._histories(frame)
         sparse = [
             self._sparse_columns(name, frame, rows) for name in (*self._vocabularies, *self._bags)
         ]
         dense = [self._dense_columns(name, frame, rows) for name in self.spec.features.dense]
-        derived = self._derived(frame, rows, history_NL)
+        derived = self._derived(frame, rows)
         dense += [self._derived_dense[name].transform(values) for name, values in derived.items()]
         return Examples(
             sparse_names=self.sparse_names,
             sparse_NF=_concatenate(sparse, len(frame), np.int32),
             vocabulary_sizes=self.vocabulary_sizes,
-            dense_names=self.dense_names,
+            dense_names=self._names_without_cosines(),
             dense_NC=_concatenate(dense, len(frame), np.float32),
             product_N=rows["products"],
             query_N=rows["queries"],
-            history_NL=history_NL,
+            history_NL=self._histories(frame),
             user_N=_codes(frame, "user_id"),
             request_N=_codes(frame, "request_id"),
             time_us_N=frame["time"].cast(pl.Int64).to_numpy(),
@@ -311,9 +363,9 @@ class FeaturePipeline:
             transforms["bags"] = {name: bag.to_dict() for name, bag in self._bags.items()}
         if self._rates.outcome_names:
             transforms["outcomes"] = self._rates.outcome_names
-        if self._derived_dense:
-            derived = {name: dense.to_dict() for name, dense in self._derived_dense.items()}
-            transforms["derived"] = derived
+        cosines = {} if self._cosines is None else self._cosines.transforms
+        if derived := {**self._derived_dense, **cosines}:
+            transforms["derived"] = {name: dense.to_dict() for name, dense in derived.items()}
         text = json.dumps(transforms, ensure_ascii=False)
         (folder / TRANSFORMS_FILE).write_text(text, encoding="utf-8")
         for table, ids in (("products", self.product_ids_), ("queries", self.query_ids_)):
@@ -323,8 +375,8 @@ class FeaturePipeline:
             frame.write_parquet(folder / f"{table}.parquet")
         self._purchases.write_parquet(folder / "events.parquet")
         self._rates.save_(folder)
-        if self._vectors is not None:
-            save_vectors_(self._vectors, folder)
+        if self._similarities is not None:
+            save_vectors_(self._similarities.vectors, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -360,7 +412,7 @@ class FeaturePipeline:
         }
         pipeline._hashes, pipeline._codes = {}, {}
         pipeline.learn_purchases(pl.read_parquet(folder / "events.parquet"))
-        pipeline._vectors = None
+        pipeline._similarities = pipeline._cosines = None
         if spec.features.similarity_bins:
             pipeline.learn_vectors(load_vectors(folder))
         pipeline._vocabularies = {
@@ -372,9 +424,13 @@ class FeaturePipeline:
             name: DenseTransform.from_dict(data["dense"][name])
             for name in pipeline.spec.features.dense
         }
-        pipeline._derived_dense = {
+        derived = {
             name: DenseTransform.from_dict(dense) for name, dense in data.get("derived", {}).items()
         }
+        cosines = {name: dense for name, dense in derived.items() if name.startswith(PREFIX)}
+        pipeline._derived_dense = {n: dense for n, dense in derived.items() if n not in cosines}
+        if pipeline._similarities is not None:
+            pipeline._cosines = CosineColumns(pipeline._similarities, cosines)
         pipeline._prepare()
         return pipeline
 
@@ -457,19 +513,18 @@ class FeaturePipeline:
         return hashes
 
     def _derived(
-        self,
-        frame: pl.DataFrame,
-        rows: dict[str, NDArray[np.int32]],
-        history_NL: NDArray[np.int32],
+        self, frame: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
     ) -> dict[str, pl.Series]:
-        """Target statistics and cosines before scaling; null is missing."""
-        columns: dict[str, NDArray[np.float64]] = {}
-        if self.spec.features.target_statistics:
-            time_us_N = frame["time"].cast(pl.Int64).to_numpy()
-            columns |= self._rates.columns(self._key_hashes(frame, rows), time_us_N)
-        if self._vectors is not None:
-            columns |= self._similarities.columns(rows["products"], rows["queries"], history_NL)
+        """Target statistics before scaling; null is missing."""
+        if not self.spec.features.target_statistics:
+            return {}
+        time_us_N = frame["time"].cast(pl.Int64).to_numpy()
+        columns = self._rates.columns(self._key_hashes(frame, rows), time_us_N)
         return {name: pl.Series(name, value).fill_nan(None) for name, value in columns.items()}
+
+    def _names_without_cosines(self) -> tuple[str, ...]:
+        transforms = (*self._dense.values(), *self._derived_dense.values())
+        return tuple(name for dense in transforms for name in dense.output_names)
 
     def _new_bag(self, name: str) -> Bag:
         return Bag(name, slots=self.spec.features.bags[name], min_count=self.min_count)

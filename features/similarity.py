@@ -10,6 +10,7 @@ Shape letters: N rows, D embedding size, L history length, B bins.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,13 @@ class Similarities:
         self.bins = bins
         self._product_PD = _unit(vectors.product_PD)
         self._query_QD = _unit(vectors.query_QD)
+
+    def with_queries_of(self, vectors: Vectors) -> Similarities:
+        """Return the same products beside other queries; nothing of the products is copied."""
+        other = copy.copy(self)
+        other.vectors = vectors
+        other._query_QD = _unit(vectors.query_QD)
+        return other
 
     def columns(
         self,

@@ -119,8 +119,8 @@ class Scorer:
         if not isinstance(what, pl.DataFrame):
             return self.score_prepared(self.prepare(what))
         what = self._with_known_queries(what)
-        examples, vectors = self._with_encoded_queries(what, self.pipeline.transform(what))
-        return self.score_examples(examples, vectors)
+        examples = self.pipeline.without_cosines(what)
+        return self.score_examples(*self._with_encoded_queries(what, examples))
 
     def prepare(self, request: ScoreRequest) -> Prepared:
         """Compute the features of a request; its query and history are looked up once.
@@ -130,7 +130,7 @@ class Scorer:
         """
         frame = self._with_known_queries(request_frame(request, self.pipeline.spec.features))
         cached = self.query_encoder is not None and self.query_encoder.cached(request.query or "")
-        examples = self.pipeline.transform(frame)
+        examples = self.pipeline.without_cosines(frame)
         if request.purchases is not None:
             examples = self._with_purchases(examples, request.purchases)
         unknown_query = request.asks and examples.query_N[0] < 0
@@ -192,13 +192,14 @@ class Scorer:
         """Point rows without a stored query vector to the encoded vector of their text.
 
         The vectors returned hold the queries of these rows alone, so that none are copied but
-        those in use.
+        those in use. Cosines, where features have them, are taken last: of the histories and the
+        queries that the model is shown.
         """
         if self.vectors is None or self.query_encoder is None or "query" not in frame.columns:
-            return examples, self.vectors
+            return self.pipeline.with_cosines(examples), self.vectors
         encode_N = ~self._has_query_vector(examples) & _texts(frame).is_not_null().to_numpy()
         if not encode_N.any():
-            return examples, self.vectors
+            return self.pipeline.with_cosines(examples), self.vectors
         texts, text_N = np.unique(_texts(frame).to_numpy()[encode_N], return_inverse=True)
         stored_Q, query_N = np.unique(np.where(encode_N, -1, examples.query_N), return_inverse=True)
         encoded_QD = self.query_encoder.encode(texts.tolist())
@@ -212,7 +213,12 @@ class Scorer:
             query_QD=np.concatenate([stored_QD, encoded_QD]),
             query_present_Q=np.append(present_Q, np.ones(len(texts), bool)),
         )
-        return replace(examples, query_N=query_N.astype(np.int32)), vectors
+        pointed = replace(examples, query_N=query_N.astype(np.int32))
+        if self.pipeline.cosines_fingerprint == vectors.fingerprint:
+            return self.pipeline.with_cosines(pointed, vectors), vectors
+        # Compared by vectors of another encoder, in which a new query has no place.
+        compared = self.pipeline.with_cosines(examples)
+        return replace(compared, query_N=pointed.query_N), vectors
 
     def _with_purchases(self, examples: Examples, purchases: tuple[Purchase, ...]) -> Examples:
         """The candidates of one request, with these purchases for the history."""

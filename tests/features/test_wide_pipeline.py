@@ -1,5 +1,6 @@
 """A pipeline with every kind of feature: hashed, bags, scalings, target statistics, cosines."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -59,7 +60,7 @@ def raw_column(pipeline, log, name):
     """A derived column before it is scaled."""
     frame = pipeline.checked(log)
     rows = pipeline._catalogue_rows(frame)
-    return pipeline._derived(frame, rows, pipeline._histories(frame))[name].to_numpy()
+    return pipeline._derived(frame, rows)[name].to_numpy()
 
 
 def test_every_kind_has_its_columns(wide, fitted):
@@ -156,3 +157,33 @@ def test_statistics_need_clicks_to_count(wide, vectors):
 def test_a_renamed_column_is_missed_when_scoring(wide, fitted):
     with pytest.raises(ValueError, match="lack the column age"):
         fitted.transform(wide.table("impressions").rename({"age": "years"}))
+
+
+def test_cosines_added_to_a_fitted_pipeline_are_those_of_one_fitted_with_them(
+    tmp_path, wide, vectors, fitted
+):
+    train, log = wide.split().train, wide.table("impressions")
+    features = replace(NAMES, similarity_bins=0)
+    plain = FeaturePipeline(wide.spec.model_copy(update={"features": features})).fit(wide, train)
+    compared = plain.compared_by(vectors, plain.transform(train), bins=2)
+    assert compared.spec == fitted.spec and plain.cosines_fingerprint is None
+    compared.save_(tmp_path)
+    for pipeline in (compared, FeaturePipeline.load(tmp_path)):
+        found = pipeline.transform(log)
+        assert found.dense_names == fitted.dense_names == pipeline.dense_names
+        np.testing.assert_array_equal(found.dense_NC, fitted.transform(log).dense_NC)
+        assert pipeline.cosines_fingerprint == vectors.fingerprint
+    assert not any(name.startswith("cosine.") for name in plain.transform(log).dense_names)
+
+
+def test_a_pipeline_that_goes_on_keeps_the_scales_of_its_cosines(wide, vectors, fitted):
+    train = wide.split().train
+    again = FeaturePipeline(wide.spec).fit(wide, train[:40], vectors=vectors)
+    log = wide.table("impressions")
+    before = fitted.with_cosines(again.without_cosines(log)).dense_NC
+    assert not np.array_equal(again.transform(log).dense_NC, before)
+    again.continue_from(fitted)
+    own = [name.startswith("cosine.") for name in again.dense_names]
+    np.testing.assert_array_equal(
+        again.transform(log).dense_NC[:, own], fitted.transform(log).dense_NC[:, own]
+    )
