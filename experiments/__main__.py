@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import MutableMapping
+from importlib.metadata import version
 from pathlib import Path
 
 BUNDLE_COMMANDS = ("verify", "score", "serve", "skew", "mlflow", "triton")
@@ -50,6 +51,9 @@ def settle_waiting_(environment: MutableMapping[str, str], busy: bool) -> None:
 
 def main() -> None:
     """Run the command line."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"adtower {version('adtower')}")
+        return
     settle_waiting_(os.environ, others_run())
     # Notes of torch to its developers, about packages that adtower does not use.
     for name in ("torch.fx._symbolic_trace", "torch.onnx._internal.exporter._registration"):

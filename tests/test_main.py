@@ -1,8 +1,10 @@
 """How idle threads wait is settled before torch is loaded."""
 
+from importlib.metadata import version
+
 import pytest
 
-from experiments.__main__ import SPINS, others_run, settle_waiting_
+from experiments.__main__ import SPINS, main, others_run, settle_waiting_
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,9 @@ def test_a_machine_is_busy_where_more_than_this_process_runs(tmp_path, line, bus
 
 def test_a_machine_that_does_not_tell_counts_as_busy(tmp_path):
     assert others_run(tmp_path / "none")
+
+
+def test_the_version_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["adtower", "--version"])
+    main()
+    assert capsys.readouterr().out == f"adtower {version('adtower')}\n"
