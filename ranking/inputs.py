@@ -79,7 +79,11 @@ class ExampleTensors:
 
     def batch(self, row_B: Tensor | slice) -> list[Tensor]:
         """Return the network's inputs for these rows, in the order that it takes them."""
-        inputs = [self._sparse_NF[row_B], self._dense_NC[row_B]]
+        if isinstance(row_B, slice):
+            inputs = [self._sparse_NF[row_B], self._dense_NC[row_B]]
+        else:
+            # Faster than by brackets, which may pick single numbers and not rows alone.
+            inputs = [rows.index_select(0, row_B) for rows in (self._sparse_NF, self._dense_NC)]
         if self._vectors is not None:
             inputs += self._vectors.gather(*(rows[row_B] for rows in self._rows))
         return inputs
