@@ -81,6 +81,23 @@ def test_peers_that_cannot_be_installed_are_said_and_left_out(tmp_path, monkeypa
     assert "fuxictr is left out: pip could not install fuxictr==2.3.10" in said
 
 
+def test_adtower_runs_before_between_and_after_the_peers_and_its_mean_counts(monkeypatch):
+    order = []
+
+    def pretend(command, name, data, rows, label_N):
+        order.append(name)
+        return ran({"fuxictr": 90, "deepctr": 120}.get(name, 10.0 * order.count(name)), 0.7, 0.6)
+
+    monkeypatch.setattr(bench, "peer_python", lambda name, requirements: "python")
+    monkeypatch.setattr(bench, "_run", pretend)
+    metrics = bench.bench_ranking(4096)
+    own = list(bench.OWN)
+    assert order == [*own, "fuxictr", *own, "deepctr", *own]
+    # 10, 20 and 30 seconds.
+    assert metrics["same_network.rows_per_second"] == pytest.approx(4096 / 20)
+    assert metrics["speedup.same_network"] == pytest.approx(90 / 20)
+
+
 def test_an_environment_that_failed_is_not_taken_for_one(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ValueError, match="pip could not install no-such-package"):
