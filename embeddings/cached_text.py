@@ -55,9 +55,7 @@ class CachedStates:
     def _compute_all(self) -> Tensor:
         width = self.model.architecture.text.width
         state_TD = torch.empty(len(self.tokens.id_T), width, dtype=self.model.precision.dtype)
-        budget = self._token_budget
-        batches = self.tokens.by_budget(budget) if budget else self.tokens.by_length(EMBED_BATCH)
-        for row_B in batches:
+        for row_B in self.tokens.batches(EMBED_BATCH, self._token_budget):
             id_BL, attend_BL = self.tokens.padded(row_B)
             position_BL, _ = self.tokens.positions(row_B)
             state_BLD = self._compute(id_BL, attend_BL).cpu()

@@ -84,8 +84,8 @@ class Stage2Config(BaseModel):
     warmup_steps: int = Field(default=30, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     ema_decay: float | None = Field(default=0.99, ge=0, lt=1)
-    """The trained model has an average of the weights over about 1 / (1 - ``ema_decay``) steps:
-    give less in runs that are not much longer. None gives it the last weights."""
+    """The trained model has an average of the weights over about 1 / (1 - ``ema_decay``) steps, a
+    third of all at most. None gives it the last weights."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=0.07, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     """Initial temperature of the contrast; it is learned."""

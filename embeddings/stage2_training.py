@@ -72,7 +72,9 @@ class AlignmentTraining:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.average = None
         if config.ema_decay is not None:
-            self.average = AverageWeights(trained, config.ema_decay)
+            # Over a third of the steps at most, or a short training averages over its beginning.
+            decay = min(config.ema_decay, max(0.0, 1 - 3 / config.steps))
+            self.average = AverageWeights(trained, decay)
         self.history: dict[str, list[float]] = {}
         self.step = 0
 

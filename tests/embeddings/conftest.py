@@ -130,5 +130,4 @@ def stage2_config():
         learning_rate=3e-3,
         query_learning_rate=1e-3,
         warmup_steps=5,
-        ema_decay=0.9,
     )

@@ -102,13 +102,16 @@ def test_only_the_projection_and_the_query_encoder_train_unless_asked(
 
 
 def test_the_model_has_the_average_of_its_weights(first, products, queries, relevance, short):
-    def trained(ema_decay):
-        config = short.model_copy(update={"ema_decay": ema_decay})
+    def trained(ema_decay, steps=6):
+        config = short.model_copy(update={"ema_decay": ema_decay, "steps": steps})
         return train_stage2(first, products, queries, relevance, config, seed=0)
 
     last = trained(None)
     assert changed(last, trained(0.0)) == set()
     assert changed(last, trained(0.99)) == {"product_projection", "query_encoder"}
+    # Over a third of the steps at most: of six over two, of three over the last alone.
+    assert changed(trained(0.5), trained(0.99)) == set()
+    assert changed(trained(None, steps=3), trained(0.99, steps=3)) == set()
 
 
 def test_the_query_encoder_is_a_copy_of_all_layers_unless_told(first):

@@ -84,7 +84,6 @@ def test_images_matter_where_titles_are_silent(products, queries, relevance, sta
         learning_rate=3e-3,
         query_learning_rate=1e-3,
         warmup_steps=5,
-        ema_decay=0.9,
     )
     colours = queries.filter(~pl.col("query").str.contains(" "))
     judged = relevance.join(colours, on="query_id", how="semi")
