@@ -98,10 +98,10 @@ def test_a_changed_vocabulary_is_found_by_name(front, scorer, tmp_path):
 
 
 def test_a_shifted_clock_is_found_by_name(front, scorer, tmp_path, monkeypatch):
-    transform = FeaturePipeline.transform
+    transform = FeaturePipeline.without_cosines
     monkeypatch.setattr(
         scorer.pipeline,
-        "transform",
+        "without_cosines",
         lambda frame: transform(
             scorer.pipeline, frame.with_columns(pl.col("time") + pl.duration(hours=2))
         ),
@@ -115,13 +115,13 @@ def test_a_shifted_clock_is_found_by_name(front, scorer, tmp_path, monkeypatch):
 
 
 def test_swapped_columns_are_found_by_name(front, scorer, tmp_path, monkeypatch):
-    transform = FeaturePipeline.transform
+    transform = FeaturePipeline.without_cosines
 
     def swapped(frame):
         examples = transform(scorer.pipeline, frame)
         return dataclasses.replace(examples, dense_NC=examples.dense_NC[:, ::-1])
 
-    monkeypatch.setattr(scorer.pipeline, "transform", swapped)
+    monkeypatch.setattr(scorer.pipeline, "without_cosines", swapped)
     path = serve(scorer, requests(front), tmp_path / "served.jsonl")
     report = find_skew(Scorer.load(front.bundle), path)
     assert names(report) == {"products.price", "bid", "p_click"}
