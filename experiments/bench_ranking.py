@@ -13,6 +13,7 @@ Run as a script, this file is adtower's own process.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import torch
 
 from experiments import bench_ranking_peers
 from experiments.bench_ranking_data import TABLE_ROWS, read_examples, write_clicks_
+from experiments.idle_threads import as_the_user_had, others_run, settle_waiting_
 from experiments.peer_environment import peer_python
 from experiments.progress import Progress, Silent
 from ranking.metrics import auc
@@ -156,8 +158,14 @@ def _against_faster_peer(ran: dict[str, _Ran]) -> Metrics:
 
 def _run(command: Sequence[str], name: str, data: Path, rows: int, label_N: np.ndarray) -> _Ran:
     given = [str(data), str(rows), str(BATCH), str(EPOCHS), str(LR)]
+    # How threads wait is settled for each process: peers are run as their users would.
+    environment = as_the_user_had(os.environ)
+    if name in OWN:
+        settle_waiting_(environment, others_run(patience_s=1.0))
     began = time.perf_counter()
-    done = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *given], capture_output=True, text=True, check=False, env=environment
+    )
     whole = time.perf_counter() - began
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
