@@ -21,12 +21,13 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"adtower {version('adtower')}")
         return
-    short = sys.argv[1:2] and sys.argv[1] in BUNDLE_COMMANDS
-    settle_waiting_(os.environ, others_run(patience_s=0.0 if short else 1.0))
+    over_a_bundle = sys.argv[1:2] and sys.argv[1] in BUNDLE_COMMANDS
+    at_once = over_a_bundle or "--help" in sys.argv
+    settle_waiting_(os.environ, others_run(patience_s=0.0 if at_once else 1.0))
     # Notes of torch to its developers, about packages that adtower does not use.
     for name in ("torch.fx._symbolic_trace", "torch.onnx._internal.exporter._registration"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if sys.argv[1:2] and sys.argv[1] in BUNDLE_COMMANDS:
+    if over_a_bundle:
         # They must run where torch is not installed, and start at once where it is.
         from experiments.cli_bundle import main as run_command_line
     elif sys.argv[1:2] == ["embed"] and sys.argv[2:3] and sys.argv[2] in EMBED_COMMANDS:

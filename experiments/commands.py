@@ -319,7 +319,7 @@ def export(
             "a bundle holds one kind"
         )
     stores = line.vectors.stores(sources[0]) if sources else (None, None)
-    with_vectors = next((one.variant for one in chosen if one.variant.vectors), None)
+    fed = next((one.variant for one in chosen if one.variant.vectors), chosen[0].variant)
     models = [one.model() for one in chosen]
     calibrator = None
     if calibrate != "none":
@@ -334,7 +334,7 @@ def export(
     with line.progress.stage(f"exporting {' + '.join(one.variant.name for one in chosen)}"):
         return export_bundle(
             models[0] if len(models) == 1 else Ensemble(models, of=average),
-            line.pipeline_of(with_vectors or chosen[0].variant),
+            line.pipeline_of(fed),
             *stores,
             # A column of texts would be encoded, which the trained model cannot do.
             _evenly(line.split.validation, _PROOF_ROWS).drop("query", strict=False),

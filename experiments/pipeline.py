@@ -37,6 +37,7 @@ from experiments.training import (
     Parts,
     Trained,
     compared_parts,
+    drop_checkpoints_,
     features_at,
     read_trained,
     train_once,
@@ -157,11 +158,12 @@ class Run:
 
         Each kind of vectors has a pipeline of its own, stored beside that of all.
         """
-        source, vectors = variant.vectors, self.joined(variant)
-        if source is None or vectors is None or not self.bins:
+        source = variant.vectors
+        if source is None or not self.bins:
             return self.pipeline
         if source not in self._compared:
-            train = self.parts.train
+            vectors, train = self.joined(variant), self.parts.train
+            assert vectors is not None
             with self.progress.stage(f"cosines of {source} vectors"):
                 fitted = self.pipeline.compared_by(vectors, train, bins=self.bins)
                 self._compared[source] = self._kept(fitted, features_at(source))
@@ -234,13 +236,15 @@ class Run:
                 vectors[one.variant.vectors] = joined
         workers = 1
         if missing:
-            # A model with vectors may be given more columns than one without.
-            widest = max((one.variant for one in missing), key=lambda v: v.vectors is not None)
+            # Fitted here, for the processes read them.
+            columns = max(len(self.pipeline_of(one.variant).dense_names) for one in missing)
             workers = plan_workers(
-                len(missing), self.parts_of(widest), list(vectors.values()), self.config
+                len(missing),
+                self.parts,
+                list(vectors.values()),
+                self.config,
+                more_columns=columns - len(self.pipeline.dense_names),
             )
-            for one in missing:
-                self.pipeline_of(one.variant)
         if workers == 1:
             for one in missing:
                 on_trained(self.train_one(one.variant, one.seed))
@@ -272,6 +276,7 @@ class Run:
     def train_one(self, variant: Variant, seed: int) -> Trained:
         """Train a variant with one seed, or read what was trained before."""
         if self._is_trained(variant, seed):
+            drop_checkpoints_(variant, seed, self.folder)
             return read_trained(variant, seed, self.folder.path)
         parts = self.parts_of(variant)
         given = (variant, seed, parts, self.joined(variant), self.config, self.folder)

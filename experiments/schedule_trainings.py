@@ -56,6 +56,7 @@ def plan_workers(
     vectors: Sequence[Vectors],
     config: RunConfig,
     *,
+    more_columns: int = 0,
     available_bytes: int | None = None,
 ) -> int:
     """Return how many models to train at once.
@@ -68,6 +69,7 @@ def plan_workers(
         parts: The impressions; each process maps them and holds a copy at worst.
         vectors: Every kind that a model is given.
         config: Its ``workers``, ``threads`` and ``memory_gb`` are the budget.
+        more_columns: Dense columns that a model may be given beside those of ``parts``.
         available_bytes: Memory that is free now; by default the system is asked.
 
     Raises:
@@ -75,6 +77,9 @@ def plan_workers(
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     need = training_bytes(parts, vectors, config)
+    # Once as they are computed and once behind the others.
+    rows = sum(len(getattr(parts, field.name)) for field in fields(parts))
+    need += 2 * rows * more_columns * np.dtype(np.float32).itemsize
     budget = available_bytes if available_bytes is not None else _available_bytes()
     if config.memory_gb is not None:
         budget = int(config.memory_gb * 1e9)

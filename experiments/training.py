@@ -164,10 +164,19 @@ def train_once(
             },
         )
 
-    kept = folder.path / "checkpoints" / f"{variant.name}-seed{seed}"
+    kept = _checkpoints_at(variant, seed, folder)
     folder.once(trained_at(variant, seed), fit)
-    shutil.rmtree(kept, ignore_errors=True)
+    drop_checkpoints_(variant, seed, folder)
     return read_trained(variant, seed, folder.path)
+
+
+def drop_checkpoints_(variant: Variant, seed: int, folder: RunFolder) -> None:
+    """Remove what an interrupted training would have gone on from; its model is there."""
+    shutil.rmtree(_checkpoints_at(variant, seed, folder), ignore_errors=True)
+
+
+def _checkpoints_at(variant: Variant, seed: int, folder: RunFolder) -> Path:
+    return folder.path / "checkpoints" / f"{variant.name}-seed{seed}"
 
 
 def _earlier(variant: Variant, seed: int, config: RunConfig) -> TowerRanker | None:

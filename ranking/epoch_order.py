@@ -29,7 +29,7 @@ def order_of_epoch(label_N: Tensor, *, negative_rate: float, seed: int, epoch: i
     if negative_rate == 1:
         return torch.randperm(len(label_N), generator=generator)
     click_M, other_M = (torch.nonzero(kind)[:, 0] for kind in (label_N > 0, label_N == 0))
-    kept = rows_of_epoch(label_N, negative_rate=negative_rate) - len(click_M)
+    kept = _kept(len(other_M), negative_rate)
     drawn_M = other_M[torch.randperm(len(other_M), generator=generator)[:kept]]
     row_M = torch.cat([click_M, drawn_M])
     return row_M[torch.randperm(len(row_M), generator=generator)]
@@ -39,8 +39,12 @@ def rows_of_epoch(label_N: Tensor, *, negative_rate: float) -> int:
     """Return M, how many rows ``order_of_epoch`` returns, without drawing them."""
     if negative_rate == 1:
         return len(label_N)
-    others = int((label_N == 0).sum())
-    return int((label_N > 0).sum()) + max(1, round(negative_rate * others))
+    return int((label_N > 0).sum()) + _kept(int((label_N == 0).sum()), negative_rate)
+
+
+def _kept(others: int, negative_rate: float) -> int:
+    """How many of so many non-clicks are read."""
+    return max(1, round(negative_rate * others))
 
 
 def sampled_shift(negative_rate: float) -> float:

@@ -94,6 +94,10 @@ def test_the_budget_decides_how_many_train_at_once(parts, config):
     assert plan(workers=3, memory_gb=100) == 3
     assert plan(workers=3, memory_gb=2.5 * need / 1e9) == 2
     assert plan(trainings=2, workers=3, memory_gb=100) == 2
+    wide = config.model_copy(update={"workers": 3, "memory_gb": 2.5 * need / 1e9})
+    rows = len(parts.train) + len(parts.validation) + len(parts.test)
+    assert plan_workers(6, parts, [], wide) == 2
+    assert plan_workers(6, parts, [], wide, more_columns=need // (8 * rows)) == 1
     # A small job is not worth a process.
     assert plan() == 1
     with pytest.raises(ValueError, match=r"memory_gb is 0\.1, but one training .* about 0\.7 GB"):

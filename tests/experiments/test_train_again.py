@@ -7,6 +7,7 @@ from polars.testing import assert_frame_equal
 from experiments.commands import train
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
+from experiments.pipeline import Run
 from features.pipeline import FeaturePipeline
 from ranking.contract import load_click_model
 from ranking.training_checkpoints import Checkpoints
@@ -56,6 +57,11 @@ def test_a_training_cut_off_goes_on_and_leaves_no_state(whole, tmp_path, monkeyp
         pl.read_parquet(config.out / MODEL / "predictions.parquet"),
         pl.read_parquet(whole.out / MODEL / "predictions.parquet"),
     )
+    assert not list((config.out / "checkpoints").iterdir())
+    # Killed between the model and this, it is the next command that leaves none.
+    (config.out / "checkpoints/production-seed0").mkdir()
+    line = Run.reopen(config.out)
+    line.train(line.variants[0])
     assert not list((config.out / "checkpoints").iterdir())
 
 
