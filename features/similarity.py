@@ -44,12 +44,15 @@ class Similarities:
         self.bins = bins
         self._product_PD = _unit(vectors.product_PD)
         self._query_QD = _unit(vectors.query_QD)
+        self._has_product_P1 = _with_absent(vectors.product_present_P)
+        self._has_query_Q1 = _with_absent(vectors.query_present_Q)
 
     def with_queries_of(self, vectors: Vectors) -> Similarities:
         """Return the same products beside other queries; nothing of the products is copied."""
         other = copy.copy(self)
         other.vectors = vectors
         other._query_QD = _unit(vectors.query_QD)
+        other._has_query_Q1 = _with_absent(vectors.query_present_Q)
         return other
 
     def columns(
@@ -66,9 +69,9 @@ class Similarities:
             history_NL: Catalogue rows of the histories, newest first, padded with -1.
         """
         rows = len(product_N)
-        has_product_N = _present(self.vectors.product_present_P, product_N)
+        has_product_N = self._has_product_P1[product_N]
         query_cosine_N = np.full(rows, np.nan)
-        both_N = np.flatnonzero(has_product_N & _present(self.vectors.query_present_Q, query_N))
+        both_N = np.flatnonzero(has_product_N & self._has_query_Q1[query_N])
         query_cosine_N[both_N] = np.einsum(
             "nd,nd->n", self._product_PD[product_N[both_N]], self._query_QD[query_N[both_N]]
         )
@@ -77,7 +80,7 @@ class Similarities:
         bin_NB = np.zeros((rows, self.bins), np.int64)
         pooled_ND = np.zeros((rows, self.vectors.dim), np.float32)
         for item_N in history_NL.T:
-            has_N = np.flatnonzero(has_product_N & _present(self.vectors.product_present_P, item_N))
+            has_N = np.flatnonzero(has_product_N & self._has_product_P1[item_N])
             cosine_N = np.einsum(
                 "nd,nd->n", self._product_PD[product_N[has_N]], self._product_PD[item_N[has_N]]
             ).astype(np.float64)
@@ -133,6 +136,6 @@ def _unit(vector_VD: NDArray[np.float32]) -> NDArray[np.float32]:
     return vector_VD / np.maximum(length_V1, np.float32(1e-12))
 
 
-def _present(present_V: NDArray[np.bool_], row_N: NDArray[np.int32]) -> NDArray[np.bool_]:
+def _with_absent(present_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
     # One place more than the catalogue: row -1 answers for what it lacks.
-    return np.append(present_V, False)[row_N]
+    return np.append(present_V, False)

@@ -1,8 +1,10 @@
-"""Id tables that learn during the backward pass: all features in one call of fbgemm.
+"""Id tables that learn during the backward pass, all features in one call of fbgemm.
 
 The tables of a model hold nearly all of its numbers, and a batch touches a few thousand of their
 rows. So the kernel that finds the gradient of those rows also updates them, by row-wise Adagrad:
 one accumulator a row, which holds the sum of the mean squares of its gradients.
+
+Rows are looked up by torch, in all threads; fbgemm's own lookup on processors takes one.
 
 Shape letters: B batch, F sparse features, E width of the id embeddings, V table rows.
 
@@ -15,19 +17,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
-    BoundsCheckMode,
-    EmbeddingLocation,
-)
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    ComputeDevice,
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
 from torch import Tensor, nn
+from torch.nn import functional
 
 # Rows of an id table start at this deviation: small enough that an id seen once says little.
 TABLE_DEVIATION = 0.01
+
+_EPSILON = 1e-8
+"""Beside the root of a row's accumulator."""
 
 
 class FusedTables(nn.Module):
@@ -52,19 +50,12 @@ class FusedTables(nn.Module):
     ) -> None:
         super().__init__()
         self.names, self.sizes, self.width = tuple(names), tuple(sizes), width
-        kernel = SplitTableBatchedEmbeddingBagsCodegen(
-            [(size, width, EmbeddingLocation.HOST, ComputeDevice.CPU) for size in self.sizes],
-            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-            learning_rate=learning_rate,
-            eps=1e-8,
-            stochastic_rounding=False,
-            bounds_check_mode=BoundsCheckMode.FATAL,
-        )
-        # In a tuple, because the kernel's own buffers are no part of a model's weights.
-        self._kernel = (kernel,)
+        # End to end, in a tuple, because what counts as a model's weights is the table of each.
+        rows = _Rows(self.sizes, width, learning_rate)
+        self._rows = (rows,)
         self.table = nn.ParameterList(
             nn.Parameter(weight_VE, requires_grad=False)
-            for weight_VE in kernel.split_embedding_weights()
+            for weight_VE in rows.weight_VE.split(self.sizes)
         )
         self.frozen_W = None
         for weight_VE in self.weights():
@@ -76,11 +67,11 @@ class FusedTables(nn.Module):
 
     def accumulators(self) -> list[Tensor]:
         """Return Adagrad's sum of each row, shape (V,), in the order of ``names``."""
-        return [states[0] for states in self._kernel[0].split_optimizer_states()]
+        return list(self._rows[0].sum_V.split(self.sizes))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Change the rate at which the backward pass updates the tables."""
-        self._kernel[0].set_learning_rate(learning_rate)
+        self._rows[0].learning_rate.fill_(learning_rate)
 
     def freeze(self, rows: int) -> list[str]:
         """Let no table of at least so many rows learn any more; return their names."""
@@ -110,19 +101,82 @@ class FusedTables(nn.Module):
         Raises:
             RuntimeError: If an id lies beyond its table.
         """
-        batch, features = sparse_BF.shape
-        out_BW = self._kernel[0](
-            sparse_BF.t().reshape(-1),
-            torch.arange(batch * features + 1, dtype=sparse_BF.dtype),
-        )
+        rows = self._rows[0]
+        if bool(((sparse_BF < 0) | (sparse_BF >= rows.size_F)).any()):
+            raise RuntimeError(self._beyond(sparse_BF))
+        out_BW = _Lookup.apply(rows.hook, rows, sparse_BF)
         if self.frozen_W is not None:
             # A row whose gradient is zero is not moved, nor is its sum.
             out_BW = torch.where(self.frozen_W, out_BW.detach(), out_BW)
         return out_BW
 
+    def _beyond(self, sparse_BF: Tensor) -> str:
+        for name, size, id_B in zip(self.names, self.sizes, sparse_BF.t(), strict=True):
+            low, high = int(id_B.min()), int(id_B.max())
+            if low < 0 or high >= size:
+                wrong = low if low < 0 else high
+                return f"{name} has the id {wrong}; its table takes 0 to {size - 1}"
+        raise AssertionError("no id lies beyond its table")
+
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
-        # The parameters are views of the kernel's memory; a copy elsewhere would learn nothing.
+        # The parameters are views of the rows that learn; a copy elsewhere would learn nothing.
         return self
+
+
+class _Rows:
+    """The rows of all tables end to end, their accumulators, and what fbgemm asks to know."""
+
+    def __init__(self, sizes: Sequence[int], width: int, learning_rate: float) -> None:
+        self.weight_VE = torch.empty(sum(sizes), width)
+        self.sum_V = torch.zeros(sum(sizes))
+        self.learning_rate = torch.tensor(float(learning_rate))
+        self.hook = torch.zeros(0, requires_grad=True)
+        """What makes autograd call ``_Lookup.backward``: no gradient is returned for the rows."""
+        self.size_F = torch.tensor(sizes)
+        self.ends = torch.tensor([0, *sizes]).cumsum(0)
+        """Where each feature's rows begin, and where the last one's end, shape (F + 1,)."""
+        self.columns = torch.arange(len(sizes) + 1, dtype=torch.int32) * width
+        """Where each feature's columns begin, and where the last one's end, shape (F + 1,)."""
+        self.numbers = self.ends[:-1] * width
+        """Where each feature's numbers begin, shape (F,)."""
+        self.on_host = torch.full((len(sizes),), EmbeddingLocation.HOST.value, dtype=torch.int32)
+
+    def learn_(self, sparse_BF: Tensor, grad_BW: Tensor) -> None:
+        """Update the rows that were looked up."""
+        row_N = sparse_BF.t().reshape(-1).long()
+        torch.ops.fbgemm.split_embedding_backward_codegen_rowwise_adagrad_cpu(
+            grad_BW.contiguous(),
+            self.weight_VE.view(-1),
+            self.on_host,
+            self.numbers,
+            self.columns,
+            self.weight_VE.shape[1],
+            self.ends,
+            int(self.ends[-1]).bit_length(),
+            row_N,
+            torch.arange(len(row_N) + 1),
+            PoolingMode.SUM.value,
+            torch.empty(0),
+            False,  # no stochastic rounding
+            self.sum_V,
+            self.on_host,
+            self.ends[:-1],
+            self.learning_rate,
+            _EPSILON,
+        )
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hook: Tensor, rows: _Rows, sparse_BF: Tensor) -> Tensor:
+        ctx.rows, ctx.sparse_BF = rows, sparse_BF
+        found_BFE = functional.embedding(sparse_BF + rows.ends[:-1], rows.weight_VE)
+        return found_BFE.flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        ctx.rows.learn_(ctx.sparse_BF, grads[0])
+        return None, None, None
 
 
 class TableGroup(nn.Module):

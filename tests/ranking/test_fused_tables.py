@@ -66,9 +66,10 @@ def test_a_table_begun_anew_forgets_its_sums_too(tables):
     assert torch.equal(brand_VE, small_VE)
 
 
-def test_an_id_beyond_its_table_is_refused(tables):
-    with pytest.raises(RuntimeError):
-        tables(torch.tensor([[1, 7]], dtype=torch.int32))
+@pytest.mark.parametrize("wrong", [7, -1])
+def test_an_id_beyond_its_table_is_refused(tables, wrong):
+    with pytest.raises(RuntimeError, match=f"brand has the id {wrong}; its table takes 0 to 6"):
+        tables(torch.tensor([[1, 0], [1, wrong]], dtype=torch.int32))
 
 
 def test_moving_a_network_leaves_its_tables_where_they_learn(tables):
