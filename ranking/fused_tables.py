@@ -24,8 +24,8 @@ from torch.nn import functional
 # Rows of an id table start at this deviation: small enough that an id seen once says little.
 TABLE_DEVIATION = 0.01
 
-_EPSILON = 1e-8
-"""Beside the root of a row's accumulator."""
+EPSILON = 1e-8
+"""Of row-wise Adagrad, beside the root of a row's accumulator."""
 
 
 class FusedTables(nn.Module):
@@ -50,12 +50,10 @@ class FusedTables(nn.Module):
     ) -> None:
         super().__init__()
         self.names, self.sizes, self.width = tuple(names), tuple(sizes), width
-        # End to end, in a tuple, because what counts as a model's weights is the table of each.
-        rows = _Rows(self.sizes, width, learning_rate)
-        self._rows = (rows,)
+        self._rows = _Rows(self.sizes, width, learning_rate)
         self.table = nn.ParameterList(
             nn.Parameter(weight_VE, requires_grad=False)
-            for weight_VE in rows.weight_VE.split(self.sizes)
+            for weight_VE in self._rows.weight_VE.split(self.sizes)
         )
         self.frozen_W = None
         for weight_VE in self.weights():
@@ -67,11 +65,11 @@ class FusedTables(nn.Module):
 
     def accumulators(self) -> list[Tensor]:
         """Return Adagrad's sum of each row, shape (V,), in the order of ``names``."""
-        return list(self._rows[0].sum_V.split(self.sizes))
+        return list(self._rows.sum_V.split(self.sizes))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Change the rate at which the backward pass updates the tables."""
-        self._rows[0].learning_rate.fill_(learning_rate)
+        self._rows.learning_rate.fill_(learning_rate)
 
     def freeze(self, rows: int) -> list[str]:
         """Let no table of at least so many rows learn any more; return their names."""
@@ -101,22 +99,19 @@ class FusedTables(nn.Module):
         Raises:
             RuntimeError: If an id lies beyond its table.
         """
-        rows = self._rows[0]
-        if bool(((sparse_BF < 0) | (sparse_BF >= rows.size_F)).any()):
-            raise RuntimeError(self._beyond(sparse_BF))
+        rows = self._rows
+        beyond_BF = (sparse_BF < 0) | (sparse_BF >= rows.size_F)
+        if beyond_BF.any():
+            row, feature = beyond_BF.nonzero()[0].tolist()
+            raise RuntimeError(
+                f"{self.names[feature]} has the id {sparse_BF[row, feature]}; its table takes 0 to "
+                f"{self.sizes[feature] - 1}"
+            )
         out_BW = _Lookup.apply(rows.hook, rows, sparse_BF)
         if self.frozen_W is not None:
             # A row whose gradient is zero is not moved, nor is its sum.
             out_BW = torch.where(self.frozen_W, out_BW.detach(), out_BW)
         return out_BW
-
-    def _beyond(self, sparse_BF: Tensor) -> str:
-        for name, size, id_B in zip(self.names, self.sizes, sparse_BF.t(), strict=True):
-            low, high = int(id_B.min()), int(id_B.max())
-            if low < 0 or high >= size:
-                wrong = low if low < 0 else high
-                return f"{name} has the id {wrong}; its table takes 0 to {size - 1}"
-        raise AssertionError("no id lies beyond its table")
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
         # The parameters are views of the rows that learn; a copy elsewhere would learn nothing.
@@ -135,10 +130,10 @@ class _Rows:
         self.size_F = torch.tensor(sizes)
         self.ends = torch.tensor([0, *sizes]).cumsum(0)
         """Where each feature's rows begin, and where the last one's end, shape (F + 1,)."""
+        self.first_F = self.ends[:-1]
         self.columns = torch.arange(len(sizes) + 1, dtype=torch.int32) * width
         """Where each feature's columns begin, and where the last one's end, shape (F + 1,)."""
-        self.numbers = self.ends[:-1] * width
-        """Where each feature's numbers begin, shape (F,)."""
+        self.first_number_F = self.first_F * width
         self.on_host = torch.full((len(sizes),), EmbeddingLocation.HOST.value, dtype=torch.int32)
 
     def learn_(self, sparse_BF: Tensor, grad_BW: Tensor) -> None:
@@ -148,11 +143,11 @@ class _Rows:
             grad_BW.contiguous(),
             self.weight_VE.view(-1),
             self.on_host,
-            self.numbers,
+            self.first_number_F,
             self.columns,
             self.weight_VE.shape[1],
             self.ends,
-            int(self.ends[-1]).bit_length(),
+            len(self.weight_VE).bit_length(),
             row_N,
             torch.arange(len(row_N) + 1),
             PoolingMode.SUM.value,
@@ -160,9 +155,9 @@ class _Rows:
             False,  # no stochastic rounding
             self.sum_V,
             self.on_host,
-            self.ends[:-1],
+            self.first_F,
             self.learning_rate,
-            _EPSILON,
+            EPSILON,
         )
 
 
@@ -170,7 +165,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hook: Tensor, rows: _Rows, sparse_BF: Tensor) -> Tensor:
         ctx.rows, ctx.sparse_BF = rows, sparse_BF
-        found_BFE = functional.embedding(sparse_BF + rows.ends[:-1], rows.weight_VE)
+        found_BFE = functional.embedding(sparse_BF + rows.first_F, rows.weight_VE)
         return found_BFE.flatten(1)
 
     @staticmethod

@@ -27,7 +27,7 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.optim import RowWiseAdagrad
 
 from embeddings.ranks import Ranks
-from ranking.fused_tables import TABLE_DEVIATION
+from ranking.fused_tables import EPSILON, TABLE_DEVIATION
 from ranking.sharding_plan import collective_plan, sharders
 
 
@@ -85,7 +85,7 @@ class ShardedTables(nn.Module):
         ]
         collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
         apply_optimizer_in_backward(
-            RowWiseAdagrad, collection.parameters(), {"lr": learning_rate, "eps": 1e-8}
+            RowWiseAdagrad, collection.parameters(), {"lr": learning_rate, "eps": EPSILON}
         )
         halved = [f"table_{self.names.index(name)}" for name in column_wise]
         plan = collective_plan(collection, ranks, column_wise=halved)
