@@ -32,6 +32,7 @@ from experiments.idle_threads import as_the_user_had, others_run, settle_waiting
 from experiments.peer_environment import peer_python
 from experiments.progress import Progress, Silent
 from ranking.metrics import auc
+from ranking.step_kernels import step_kernels
 from ranking.tower import TowerConfig, TowerRanker
 from ranking.train_config import use_bf16
 
@@ -86,7 +87,8 @@ def bench_ranking(
         For each system ``NAME.rows_per_second``, ``NAME.whole_process_rows_per_second``,
         ``NAME.peak_memory_gb`` and ``NAME.auc``, where NAME is same_network, default_network or a
         peer; ``peak_share``, the share of the matrix-product peak measured just before and after
-        each fit that the same network's fits reach on average; and against the peer of the faster
+        each fit that the same network's fits reach on average; ``compiled_kernels``, 1 where adtower's were
+        there and 0 where torch and fbgemm stood in; and against the peer of the faster
         fit ``speedup.NAME`` and ``delta_auc.NAME``.
 
     Raises:
@@ -129,6 +131,7 @@ def bench_ranking(
     same = ran["same_network"].share_of_peak
     assert same is not None
     metrics["peak_share"] = same
+    metrics["compiled_kernels"] = float(step_kernels() is not None)
     return metrics | _against_faster_peer(ran)
 
 

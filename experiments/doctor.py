@@ -54,6 +54,7 @@ def examine() -> list[Finding]:
         *_versions(machine),
         *_hardware(machine),
         _probe(),
+        _kernels(),
         _accelerator(machine),
         _weights(),
         *_extras(),
@@ -129,6 +130,22 @@ def _probe() -> Finding:
         state="ok" if times else "note",
         advice="nothing was timed; on an idle machine: ADTOWER_PROBE=anew adtower doctor",
     )
+
+
+def _kernels() -> Finding:
+    from ranking.step_kernels import compiled, switched_off
+
+    what = "compiled kernels"
+    try:
+        if switched_off():
+            advice = "click models train about a tenth slower; unset ADTOWER_KERNELS"
+            return Finding(what=what, found="switched off", state="note", advice=advice)
+        return Finding(what=what, found=compiled().name, state="ok")
+    except OSError as error:
+        advice = f"click models train about a tenth slower: {error}"
+        return Finding(what=what, found="none", state="note", advice=advice)
+    except ValueError as error:
+        return Finding(what=what, found="refused", state="problem", advice=str(error))
 
 
 def _accelerator(machine: Environment) -> Finding:

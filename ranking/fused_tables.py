@@ -4,9 +4,12 @@ The tables of a model hold nearly all of its numbers, and a batch touches a few 
 rows. So the kernel that finds the gradient of those rows also updates them, by row-wise Adagrad:
 one accumulator a row, which holds the sum of the mean squares of its gradients.
 
-Rows are looked up by torch, in all threads; fbgemm's own lookup on processors takes one.
+Where there is a C compiler both ways are our own kernels (``ranking.step_kernels``). Elsewhere rows
+are looked up by torch, in all threads, since fbgemm's lookup on processors takes one, and updated
+by fbgemm.
 
-Shape letters: B batch, F sparse features, E width of the id embeddings, V table rows.
+Shape letters: B batch, F sparse features, C dense columns, E width of the id embeddings, V table
+rows.
 
 Source: Naumov et al. 2020, arXiv:2003.09518 (row-wise Adagrad); fbgemm's table-batched embeddings.
 """
@@ -14,12 +17,15 @@ Source: Naumov et al. 2020, arXiv:2003.09518 (row-wise Adagrad); fbgemm's table-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ranking.layers import side_by_side
+from ranking.step_kernels import StepKernels, step_kernels
 
 # Rows of an id table start at this deviation: small enough that an id seen once says little.
 TABLE_DEVIATION = 0.01
@@ -102,16 +108,30 @@ class FusedTables(nn.Module):
         rows = self._rows
         beyond_BF = (sparse_BF < 0) | (sparse_BF >= rows.size_F)
         if beyond_BF.any():
-            row, feature = beyond_BF.nonzero()[0].tolist()
-            raise RuntimeError(
-                f"{self.names[feature]} has the id {sparse_BF[row, feature]}; its table takes 0 to "
-                f"{self.sizes[feature] - 1}"
-            )
+            self.refuse(sparse_BF, *beyond_BF.nonzero()[0].tolist())
         out_BW = _Lookup.apply(rows.hook, rows, sparse_BF)
         if self.frozen_W is not None:
             # A row whose gradient is zero is not moved, nor is its sum.
             out_BW = torch.where(self.frozen_W, out_BW.detach(), out_BW)
         return out_BW
+
+    def beside(self, sparse_BF: Tensor, dense_BC: Tensor) -> Tensor:
+        """Return ``forward`` and the dense columns as one, as ``side_by_side``, (B, F * E + C).
+
+        Raises:
+            RuntimeError: As ``forward``.
+        """
+        kernels = step_kernels() if _learns_in_bfloat16(dense_BC) else None
+        if kernels is None or self.frozen_W is not None:
+            return side_by_side(self(sparse_BF), dense_BC)
+        return _LookupBeside.apply(self._rows.hook, self, kernels, sparse_BF, dense_BC)  # pyright: ignore[reportReturnType]
+
+    def refuse(self, sparse_BF: Tensor, row: int, feature: int) -> NoReturn:
+        """Raise what ``forward`` raises, about this place."""
+        raise RuntimeError(
+            f"{self.names[feature]} has the id {sparse_BF[row, feature]}; its table takes 0 to "
+            f"{self.sizes[feature] - 1}"
+        )
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
         # The parameters are views of the rows that learn; a copy elsewhere would learn nothing.
@@ -137,7 +157,24 @@ class _Rows:
         self.on_host = torch.full((len(sizes),), EmbeddingLocation.HOST.value, dtype=torch.int32)
 
     def learn_(self, sparse_BF: Tensor, grad_BW: Tensor) -> None:
-        """Update the rows that were looked up."""
+        """Update the rows that were looked up.
+
+        Args:
+            grad_BW: Its first F * E columns are those of the rows; where there are no kernels it
+                has no others and is float32.
+        """
+        kernels = step_kernels()
+        if kernels is not None:
+            kernels.learn_(
+                sparse_BF.int().contiguous(),
+                self.first_F,
+                grad_BW.contiguous(),
+                self.weight_VE,
+                self.sum_V,
+                learning_rate=self.learning_rate.item(),
+                epsilon=EPSILON,
+            )
+            return
         row_N = sparse_BF.t().reshape(-1).long()
         torch.ops.fbgemm.split_embedding_backward_codegen_rowwise_adagrad_cpu(
             grad_BW.contiguous(),
@@ -172,6 +209,45 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
         ctx.rows.learn_(ctx.sparse_BF, grads[0])
         return None, None, None
+
+
+class _LookupBeside(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hook: Tensor,
+        tables: FusedTables,
+        kernels: StepKernels,
+        sparse_BF: Tensor,
+        dense_BC: Tensor,
+    ) -> Tensor:
+        ctx.rows, ctx.sparse_BF = tables._rows, sparse_BF.int().contiguous()
+        out_BW, beyond = kernels.look_up(
+            ctx.sparse_BF,
+            ctx.rows.first_F,
+            ctx.rows.size_F,
+            ctx.rows.weight_VE,
+            dense_BC.contiguous(),
+        )
+        if beyond is not None:
+            tables.refuse(sparse_BF, *beyond)
+        return out_BW
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        ctx.rows.learn_(ctx.sparse_BF, grads[0])
+        return (None,) * 5
+
+
+def _learns_in_bfloat16(dense_BC: Tensor) -> bool:
+    """Whether rows and these columns are rounded at once, and only the rows learn."""
+    return (
+        torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and dense_BC.dtype == torch.float32
+        and not dense_BC.requires_grad
+    )
 
 
 class TableGroup(nn.Module):

@@ -24,6 +24,7 @@ from ranking.attention import HistoryAttention
 from ranking.entire_space import PurchaseTower, entire_space_loss
 from ranking.exact_logit import exact_logit
 from ranking.frequency_gate import FrequencyGate
+from ranking.fused_tables import FusedTables
 from ranking.layers import CrossNetwork, as_computed, mlp_of, side_by_side
 from ranking.position import PositionTower
 from ranking.vector_features import VectorFeatures
@@ -69,6 +70,8 @@ class ProductionTower(nn.Module):
         """Return what the crosses and the MLP read, shape (B, in_width)."""
         if self.tables is None:
             return dense_BC
+        if self.gate is None and isinstance(self.tables, FusedTables):
+            return self.tables.beside(sparse_BF, dense_BC)
         embedded_BW = self.tables(sparse_BF)
         if self.gate is not None:
             assert product_BD is not None

@@ -102,3 +102,20 @@ def test_little_disk_is_a_problem(examined, monkeypatch):
 
     monkeypatch.setattr("experiments.doctor.shutil.disk_usage", lambda path: Usage)
     assert examined()["free disk here"].state == "problem"
+
+
+def test_a_machine_without_a_compiler_is_told_what_it_costs(monkeypatch):
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    finding = {f.what: f for f in examine()}["compiled kernels"]
+    assert (finding.state, finding.found) == ("note", "none")
+    assert "install gcc, or name one in CC" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("mode", "state", "found"), [("off", "note", "switched off"), ("no", "problem", "refused")]
+)
+def test_kernels_that_are_switched_off_are_said(monkeypatch, mode, state, found):
+    monkeypatch.setenv("ADTOWER_KERNELS", mode)
+    finding = {f.what: f for f in examine()}["compiled kernels"]
+    assert (finding.state, finding.found) == (state, found)
+    assert "ADTOWER_KERNELS" in finding.advice
