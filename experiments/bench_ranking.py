@@ -87,9 +87,9 @@ def bench_ranking(
         For each system ``NAME.rows_per_second``, ``NAME.whole_process_rows_per_second``,
         ``NAME.peak_memory_gb`` and ``NAME.auc``, where NAME is same_network, default_network or a
         peer; ``peak_share``, the share of the matrix-product peak measured just before and after
-        each fit that the same network's fits reach on average; ``compiled_kernels``, 1 where adtower's were
-        there and 0 where torch and fbgemm stood in; and against the peer of the faster
-        fit ``speedup.NAME`` and ``delta_auc.NAME``.
+        each fit that the same network's fits reach on average; ``compiled_kernels``, 1 where
+        adtower's were there and 0 where torch and fbgemm stood in; and against the peer of the
+        faster fit ``speedup.NAME`` and ``delta_auc.NAME``.
 
     Raises:
         ValueError: If a batch is not filled, or a process fails.
