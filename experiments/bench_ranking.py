@@ -25,12 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from experiments import bench_ranking_peers
 from experiments.bench_ranking_data import TABLE_ROWS, read_examples, write_clicks_
 from experiments.idle_threads import as_the_user_had, others_run, settle_waiting_
 from experiments.peer_environment import peer_python
 from experiments.progress import Progress, Silent
+from ranking.intervals import auc_components, auc_difference
 from ranking.metrics import auc
 from ranking.step_kernels import step_kernels
 from ranking.tower import TowerConfig, TowerRanker
@@ -58,6 +60,8 @@ class _Ran:
     fit_seconds: float
     whole_seconds: float
     peak_memory_gb: float
+    score_N: NDArray[np.float64]
+    """Of the test rows."""
     auc: float
     share_of_peak: float | None = None
 
@@ -89,7 +93,9 @@ def bench_ranking(
         peer; ``peak_share``, the share of the matrix-product peak measured just before and after
         each fit that the same network's fits reach on average; ``compiled_kernels``, 1 where
         adtower's were there and 0 where torch and fbgemm stood in; and against the peer of the
-        faster fit ``speedup.NAME`` and ``delta_auc.NAME``.
+        faster fit ``speedup.NAME`` and ``delta_auc.NAME``, with ``.low`` and ``.high`` the ends of
+        its 95% interval over the test rows (DeLong, paired; what another seed would give is not in
+        it).
 
     Raises:
         ValueError: If a batch is not filled, or a process fails.
@@ -132,30 +138,35 @@ def bench_ranking(
     assert same is not None
     metrics["peak_share"] = same
     metrics["compiled_kernels"] = float(step_kernels() is not None)
-    return metrics | _against_faster_peer(ran)
+    return metrics | _against_faster_peer(ran, label_N)
 
 
 def _mean(times: Sequence[_Ran]) -> _Ran:
-    """The mean of one system's runs; the memory is the most that any took."""
+    """The mean times of one system's runs, which give the same scores, and the most memory."""
     shares = [one.share_of_peak for one in times if one.share_of_peak is not None]
     return _Ran(
         fit_seconds=float(np.mean([one.fit_seconds for one in times])),
         whole_seconds=float(np.mean([one.whole_seconds for one in times])),
         peak_memory_gb=max(one.peak_memory_gb for one in times),
-        auc=float(np.mean([one.auc for one in times])),
+        score_N=times[0].score_N,
+        auc=times[0].auc,
         share_of_peak=float(np.mean(shares)) if shares else None,
     )
 
 
-def _against_faster_peer(ran: dict[str, _Ran]) -> Metrics:
+def _against_faster_peer(ran: dict[str, _Ran], label_N: np.ndarray) -> Metrics:
     others = [one for name, one in ran.items() if name in PEERS]
     if not others:
         return {}
     faster = min(others, key=lambda one: one.fit_seconds)
+    theirs = auc_components(label_N, [faster.score_N])
     metrics: Metrics = {}
     for name in OWN:
         metrics[f"speedup.{name}"] = faster.fit_seconds / ran[name].fit_seconds
-        metrics[f"delta_auc.{name}"] = ran[name].auc - faster.auc
+        difference = auc_difference(label_N, auc_components(label_N, [ran[name].score_N]), theirs)
+        metrics[f"delta_auc.{name}"] = difference.value
+        low, high = difference.interval()
+        metrics |= {f"delta_auc.{name}.low": low, f"delta_auc.{name}.high": high}
     return metrics
 
 
@@ -174,12 +185,14 @@ def _run(command: Sequence[str], name: str, data: Path, rows: int, label_N: np.n
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise ValueError(f"{name} ended with status {done.returncode}: {last}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
+    score_N = np.load(data / f"{name}.scores.npy")
     return _Ran(
         fit_seconds=found["fit_seconds"],
         whole_seconds=whole,
         peak_memory_gb=found["peak_memory_gb"],
         share_of_peak=found.get("share_of_peak"),
-        auc=auc(label_N, np.load(data / f"{name}.scores.npy")),
+        score_N=score_N,
+        auc=auc(label_N, score_N),
     )
 
 

@@ -33,33 +33,41 @@ def test_the_same_seed_writes_the_same_clicks(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def ran(seconds, auc, share=None):
+def ran(seconds, score_N, label_N, share=None):
     return bench._Ran(
-        fit_seconds=seconds, whole_seconds=2 * seconds, peak_memory_gb=1.0, auc=auc,
-        share_of_peak=share,
+        fit_seconds=seconds, whole_seconds=2 * seconds, peak_memory_gb=1.0, score_N=score_N,
+        auc=auc(label_N, score_N), share_of_peak=share,
     )  # fmt: skip
 
 
+def scores(label_N, deviation):
+    """What a model of some skill would say: the label under noise."""
+    noise_N = np.random.default_rng(3).standard_normal(len(label_N))
+    return label_N + deviation * noise_N
+
+
 def test_ratios_are_against_the_faster_peer():
+    label_N = np.arange(2000) % 3 == 0
     systems = {
-        "same_network": ran(10, 0.70, 0.6),
-        "default_network": ran(5, 0.69),
-        "fuxictr": ran(80, 0.71),
-        "deepctr": ran(60, 0.68),
+        "same_network": ran(10, scores(label_N, 1.0), label_N, 0.6),
+        "default_network": ran(5, scores(label_N, 2.0), label_N),
+        "fuxictr": ran(80, scores(label_N, 0.5), label_N),
+        "deepctr": ran(60, scores(label_N, 2.0), label_N),
     }
-    assert bench._against_faster_peer(systems) == pytest.approx(
-        {
-            "speedup.same_network": 6.0,
-            "delta_auc.same_network": 0.02,
-            "speedup.default_network": 12.0,
-            "delta_auc.default_network": 0.01,
-        }
-    )
+    metrics = bench._against_faster_peer(systems, label_N)
+    assert metrics["speedup.same_network"] == 6.0
+    assert metrics["speedup.default_network"] == 12.0
+    better = systems["same_network"].auc - systems["deepctr"].auc
+    assert metrics["delta_auc.same_network"] == pytest.approx(better)
+    low, high = (metrics[f"delta_auc.same_network.{end}"] for end in ("low", "high"))
+    assert 0 < low < better < high
+    # The same scores: no difference, and none that other rows could have shown.
+    assert [metrics[f"delta_auc.default_network{end}"] for end in ("", ".low", ".high")] == [0] * 3
     assert systems["same_network"].to_metrics("same_network", 1000) == {
         "same_network.rows_per_second": 100.0,
         "same_network.whole_process_rows_per_second": 50.0,
         "same_network.peak_memory_gb": 1.0,
-        "same_network.auc": 0.70,
+        "same_network.auc": systems["same_network"].auc,
     }
 
 
@@ -69,7 +77,7 @@ def test_peers_that_cannot_be_installed_are_said_and_left_out(tmp_path, monkeypa
 
     def pretend(command, name, data, rows, label_N):
         assert name in ("same_network", "default_network")
-        return ran(10, 0.7, 0.6)
+        return ran(10, scores(label_N, 1.0), label_N, 0.6)
 
     monkeypatch.setattr(bench, "peer_python", no_network)
     monkeypatch.setattr(bench, "_run", pretend)
@@ -86,7 +94,8 @@ def test_adtower_runs_before_between_and_after_the_peers_and_its_mean_counts(mon
 
     def pretend(command, name, data, rows, label_N):
         order.append(name)
-        return ran({"fuxictr": 90, "deepctr": 120}.get(name, 10.0 * order.count(name)), 0.7, 0.6)
+        seconds = {"fuxictr": 90, "deepctr": 120}.get(name, 10.0 * order.count(name))
+        return ran(seconds, scores(label_N, 1.0), label_N, 0.6)
 
     monkeypatch.setattr(bench, "peer_python", lambda name, requirements: "python")
     monkeypatch.setattr(bench, "_run", pretend)
