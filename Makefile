@@ -48,7 +48,7 @@ reproduce-grocery: $(READY) ## A shop's photos find their product's text, fiftee
 reproduce-fashion: $(READY) ## A catalogue's pictures find their titles, fifteen minutes (DATA=folder with fashion44k/)
 	$(BIN)/adtower reproduce fashion --source $(DATA) --out runs/reproduce-fashion --seed $(SEED) --overwrite
 
-reproduce-clara2: $(READY) ## Every click model on real search clicks, ten minutes (DATA=folder with clara2/)
+reproduce-clara2: $(READY) ## Every click model on real search clicks, two to four minutes (DATA=folder with clara2/)
 	$(BIN)/adtower reproduce clara2 --source $(DATA) --out runs/reproduce-clara2 --seed $(SEED) --overwrite
 
 clean: ## Remove runs and caches, not the environment

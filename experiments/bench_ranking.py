@@ -82,6 +82,9 @@ def bench_ranking(
 ) -> Metrics:
     """Train the same DCN-v2 in each library for one epoch; in adtower also its own default.
 
+    The same network has the same batch and learning rate everywhere; the default network is
+    ``TowerConfig``'s, learning rate included, with the batch of the others.
+
     Args:
         rows: Training rows; a tenth as many more are for the test.
         peers: Which other libraries; those that cannot be installed are said and left out.
@@ -203,10 +206,10 @@ def _own(name: str, data: Path, rows: int, batch: int, epochs: int, lr: float) -
         "batch_size": batch,
         "max_epochs": epochs,
         "checks_per_epoch": 1,
-        "lr": lr,
     }
     if name == "same_network":
         settings |= {
+            "lr": lr,
             "embedding_dim": bench_ranking_peers.WIDTH,
             "cross_layers": bench_ranking_peers.CROSSES,
             "cross_rank": None,

@@ -138,11 +138,11 @@ def _kernels() -> Finding:
     what = "compiled kernels"
     try:
         if switched_off():
-            advice = "click models train about a tenth slower; unset ADTOWER_KERNELS"
+            advice = "click models train a tenth to a fifth slower; unset ADTOWER_KERNELS"
             return Finding(what=what, found="switched off", state="note", advice=advice)
         return Finding(what=what, found=compiled().name, state="ok")
     except OSError as error:
-        advice = f"click models train about a tenth slower: {error}"
+        advice = f"click models train a tenth to a fifth slower: {error}"
         return Finding(what=what, found="none", state="note", advice=advice)
     except ValueError as error:
         return Finding(what=what, found="refused", state="problem", advice=str(error))

@@ -196,6 +196,9 @@ class Environment(BaseModel):
     """Physical memory; 0 where the system does not tell."""
     bf16: bool
     """Whether the processor multiplies bfloat16 natively (avx512_bf16 or AMX)."""
+    compiled_kernels: bool | None = None
+    """Whether click models train in compiled kernels, which round sums in another order than torch
+    and fbgemm; None in records older than the kernels."""
     cuda: str | None
     """Name of the first CUDA device, or None."""
     versions: dict[str, str]
@@ -222,10 +225,21 @@ def collect_environment() -> Environment:
         threads=torch.get_num_threads(),
         memory_bytes=_memory_bytes(),
         bf16=not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo().split()),
+        compiled_kernels=_compiled_kernels(),
         cuda=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         versions=_versions(),
         git=_git_state(Path(__file__).parent),
     )
+
+
+def _compiled_kernels() -> bool:
+    from ranking.step_kernels import compiled, switched_off
+
+    try:
+        return not switched_off() and compiled().is_file()
+    except (OSError, ValueError):
+        # No compiler; what ADTOWER_KERNELS may be is said where kernels are wanted.
+        return False
 
 
 def code_version() -> str:

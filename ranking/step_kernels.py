@@ -168,7 +168,7 @@ def step_kernels() -> StepKernels | None:
     try:
         return StepKernels(compiled())
     except OSError as error:
-        _LOG.warning("click models train a tenth slower than they could: %s", error)
+        _LOG.warning("click models train a tenth to a fifth slower than they could: %s", error)
         return None
 
 

@@ -89,6 +89,18 @@ def test_a_damaged_file_is_named(tmp_path):
         read_metrics(path)
 
 
+@pytest.mark.parametrize(("name", "value"), [("CC", "/nowhere/cc"), ("ADTOWER_KERNELS", "off")])
+def test_the_environment_says_where_no_kernels_were_compiled(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert collect_environment().compiled_kernels is False
+
+
+def test_a_record_older_than_the_kernels_is_read():
+    older = collect_environment().model_dump()
+    del older["compiled_kernels"]
+    assert Environment.model_validate(older).compiled_kernels is None
+
+
 def test_the_environment_says_what_runs_here(tmp_path):
     environment = collect_environment()
     assert environment.cores >= 1 and environment.threads >= 1
