@@ -20,6 +20,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -33,7 +34,8 @@ from embeddings.processor import read_processor
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = (
-    *("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC"),
+    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    *(("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()),
     # A product and a sum stay two roundings, whatever the processor could do in one.
     *("-ffp-contract=off", "-fno-math-errno"),
 )
