@@ -34,6 +34,9 @@ ARRAYS = (
 RUN_ROWS = 64
 """Rows that stay together in every epoch: some pages of each array, read in one go."""
 
+AHEAD_RUNS = 4096
+"""Places of an epoch's order that are drawn at once; for a few a draw costs nearly as much."""
+
 
 class FeatureArrays:
     """The arrays that ``adtower features build`` wrote.
@@ -172,6 +175,8 @@ class Feed:
         # Plain arrays: a memmap's own class is slower to index.
         self._arrays = {n: np.asarray(arrays.array(part, n)) for n in names if arrays._has(part, n)}
         self._runs = self.rows // RUN_ROWS
+        self._ahead: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, np.int64))
+        """An epoch, a place in its order, and the runs from there on."""
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -183,17 +188,26 @@ class Feed:
         if not self.shuffled:
             return {name: array[start:stop] for name, array in self._arrays.items()}
         first, last = start // RUN_ROWS, min(-(-stop // RUN_ROWS), self._runs)
-        runs = Permutation(self._runs, seed=self.seed, epoch=epoch).at(np.arange(first, last))
+        runs = self._runs_at(first, last, epoch)
         within = slice(start - first * RUN_ROWS, stop - first * RUN_ROWS)
         out = {}
         for name, array in self._arrays.items():
             # Whole runs are copied as blocks; the rows after the last whole run stay at the end.
-            whole = array[: self._runs * RUN_ROWS].reshape(self._runs, RUN_ROWS, *array.shape[1:])
-            taken = whole[runs].reshape(-1, *array.shape[1:])
+            whole = array[: self._runs * RUN_ROWS].reshape(self._runs, RUN_ROWS * array[0].size)
+            taken = whole.take(runs, axis=0).reshape(-1, *array.shape[1:])
             if stop > self._runs * RUN_ROWS:
                 taken = np.concatenate([taken, array[self._runs * RUN_ROWS :]])
             out[name] = taken[within]
         return out
+
+    def _runs_at(self, first: int, last: int, epoch: int) -> NDArray[np.int64]:
+        """The runs that stand at these places of an epoch's order; many are drawn in one go."""
+        drawn_for, start, ahead = self._ahead
+        if drawn_for != epoch or first < start or last > start + len(ahead):
+            start, stop = first, max(last, min(first + AHEAD_RUNS, self._runs))
+            ahead = Permutation(self._runs, seed=self.seed, epoch=epoch).at(np.arange(start, stop))
+            self._ahead = (epoch, start, ahead)
+        return ahead[first - start : last - start]
 
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield the batches of an epoch, from ``first_batch`` on: so a run resumes."""

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features import build, build_steps
+from features import batches, build, build_steps
 from features.batches import ARRAYS, PARTS, FeatureArrays, Feed
 from features.build import build_features
 from features.dataset import Dataset, write_dataset
+from features.permutation import Permutation
 from features.pipeline import FeaturePipeline
 from features.schema import SPEC_FILE, FeatureNames, SplitRule, write_spec
 
@@ -172,6 +173,24 @@ def test_a_feed_gives_every_row_once_an_epoch_in_an_order_of_its_own(tmp_path, f
     )
     resumed = list(feed.epoch(1, first_batch=4))
     np.testing.assert_array_equal(resumed[0]["time_us_N"], epochs[1][40:50])
+
+
+def test_places_of_an_epoch_hold_the_same_rows_whatever_was_asked_before(
+    tmp_path, folder, monkeypatch
+):
+    arrays = build_features(folder, tmp_path / "out", workers="local:1")
+    monkeypatch.setattr(batches, "RUN_ROWS", 2)
+    runs = arrays.rows("train") // 2
+    lying_N2 = arrays.array("train", "time_us_N")[: runs * 2].reshape(-1, 2)
+    expected = [
+        lying_N2[Permutation(runs, seed=3, epoch=epoch).at(np.arange(runs))].reshape(-1)
+        for epoch in (0, 1)
+    ]
+    monkeypatch.setattr(batches, "AHEAD_RUNS", 5)
+    feed = Feed(arrays, batch_rows=10, seed=3)
+    for epoch, start, stop in ((1, 0, 4), (1, 3, 21), (0, 5, 9), (1, 8, 9), (1, 30, 50), (1, 1, 3)):
+        batch = feed.batch(slice(start, stop), epoch=epoch)
+        np.testing.assert_array_equal(batch["time_us_N"], expected[epoch][start:stop])
 
 
 def test_wrong_rows_are_refused_with_their_file(tmp_path, folder):
