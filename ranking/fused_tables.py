@@ -1,12 +1,12 @@
-"""Id tables that learn during the backward pass, all features in one call of fbgemm.
+"""Id tables that learn during the backward pass, all features in one call.
 
 The tables of a model hold nearly all of its numbers, and a batch touches a few thousand of their
 rows. So the kernel that finds the gradient of those rows also updates them, by row-wise Adagrad:
 one accumulator a row, which holds the sum of the mean squares of its gradients.
 
-Where there is a C compiler both ways are our own kernels (``ranking.step_kernels``). Elsewhere rows
-are looked up by torch, in all threads, since fbgemm's lookup on processors takes one, and updated
-by fbgemm.
+Where there is a C compiler rows learn by our own kernel, and are looked up by one in bfloat16
+training (``ranking.step_kernels``). Elsewhere fbgemm updates them and torch looks them up, in all
+threads; fbgemm's own lookup on processors takes one.
 
 Shape letters: B batch, F sparse features, C dense columns, E width of the id embeddings, V table
 rows.
@@ -122,7 +122,7 @@ class FusedTables(nn.Module):
             RuntimeError: As ``forward``.
         """
         kernels = step_kernels() if _learns_in_bfloat16(dense_BC) else None
-        if kernels is None or self.frozen_W is not None:
+        if kernels is None or self.frozen_W is not None or sparse_BF.dtype != torch.int32:
             return side_by_side(self(sparse_BF), dense_BC)
         return _LookupBeside.apply(self._rows.hook, self, kernels, sparse_BF, dense_BC)  # pyright: ignore[reportReturnType]
 
@@ -221,7 +221,7 @@ class _LookupBeside(torch.autograd.Function):
         sparse_BF: Tensor,
         dense_BC: Tensor,
     ) -> Tensor:
-        ctx.rows, ctx.sparse_BF = tables._rows, sparse_BF.int().contiguous()
+        ctx.rows, ctx.sparse_BF = tables._rows, sparse_BF.contiguous()
         out_BW, beyond = kernels.look_up(
             ctx.sparse_BF,
             ctx.rows.first_F,

@@ -81,6 +81,17 @@ def test_the_first_id_beyond_its_table_is_named(kernels, wrong):
         own.beside(sparse_BF, dense_BC)
 
 
+def test_an_id_too_large_for_32_bits_is_not_cut_to_one_that_exists(kernels):
+    own, (sparse_BF, dense_BC) = tables(), batch()
+    sparse_BF = sparse_BF.long()
+    sparse_BF[3, 1] = 2**32 + 2
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(RuntimeError, match=f"brand has the id {2**32 + 2}"),
+    ):
+        own.beside(sparse_BF, dense_BC)
+
+
 @pytest.mark.parametrize("rows", [1, 64, ROWS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_learn_what_fbgemm_teaches_them(kernels, monkeypatch, dtype, rows):
