@@ -124,7 +124,8 @@ def print_figures(title: str, metrics: dict[str, float]) -> None:
     """Print one row a figure."""
     table = Table(title, "value")
     for name, value in metrics.items():
-        table.add_row(Text(name), f"{value:,.3g}")
+        # Four digits tell AUCs apart; rows a second are read without counting zeros.
+        table.add_row(Text(name), f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
     print_table(table)
 
 
