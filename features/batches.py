@@ -11,6 +11,7 @@ Shape letters: N rows of a part, B rows of a batch.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -192,9 +193,10 @@ class Feed:
         within = slice(start - first * RUN_ROWS, stop - first * RUN_ROWS)
         out = {}
         for name, array in self._arrays.items():
+            block = (RUN_ROWS, *array.shape[1:])
             # Whole runs are copied as blocks; the rows after the last whole run stay at the end.
-            whole = array[: self._runs * RUN_ROWS].reshape(self._runs, RUN_ROWS * array[0].size)
-            taken = whole.take(runs, axis=0).reshape(-1, *array.shape[1:])
+            whole = array[: self._runs * RUN_ROWS].reshape(self._runs, math.prod(block))
+            taken = whole.take(runs, axis=0).reshape(len(runs) * RUN_ROWS, *array.shape[1:])
             if stop > self._runs * RUN_ROWS:
                 taken = np.concatenate([taken, array[self._runs * RUN_ROWS :]])
             out[name] = taken[within]

@@ -193,6 +193,19 @@ def test_places_of_an_epoch_hold_the_same_rows_whatever_was_asked_before(
         np.testing.assert_array_equal(batch["time_us_N"], expected[epoch][start:stop])
 
 
+def test_a_feed_takes_arrays_without_rows_or_columns(tmp_path, folder, monkeypatch):
+    arrays = build_features(folder, tmp_path / "out", workers="local:1")
+    monkeypatch.setattr(batches, "RUN_ROWS", 2)
+    array = FeatureArrays.array
+    monkeypatch.setattr(FeatureArrays, "array", lambda self, *names: array(self, *names)[:, :0])
+    batch = Feed(arrays, batch_rows=5, names=("dense_NC",)).batch(slice(0, 5))
+    assert batch["dense_NC"].shape == (5, 0)
+    monkeypatch.setattr(FeatureArrays, "array", lambda self, *names: array(self, *names)[:0])
+    monkeypatch.setattr(FeatureArrays, "rows", lambda self, part: 0)
+    batch = Feed(arrays, batch_rows=5).batch(slice(0, 5))
+    assert {len(values) for values in batch.values()} == {0}
+
+
 def test_wrong_rows_are_refused_with_their_file(tmp_path, folder):
     log = pl.read_parquet(folder / "impressions.parquet")
 
