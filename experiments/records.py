@@ -233,10 +233,10 @@ def collect_environment() -> Environment:
 
 
 def _compiled_kernels() -> bool:
-    from ranking.step_kernels import compiled, switched_off
+    from ranking.step_kernels import library
 
     try:
-        return not switched_off() and compiled().is_file()
+        return library() is not None
     except (OSError, ValueError):
         # No compiler; what ADTOWER_KERNELS may be is said where kernels are wanted.
         return False

@@ -24,7 +24,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ranking.layers import side_by_side
+from ranking.layers import lowered_dtype, side_by_side
 from ranking.step_kernels import StepKernels, step_kernels
 
 # Rows of an id table start at this deviation: small enough that an id seen once says little.
@@ -243,8 +243,7 @@ def _learns_in_bfloat16(dense_BC: Tensor) -> bool:
     """Whether rows and these columns are rounded at once, and only the rows learn."""
     return (
         torch.is_grad_enabled()
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and lowered_dtype("cpu") == torch.bfloat16
         and dense_BC.dtype == torch.float32
         and not dense_BC.requires_grad
     )

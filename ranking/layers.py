@@ -45,12 +45,15 @@ class CrossNetwork(nn.Module):
         return crossed(start_BW, [list(layer.parameters()) for layer in self.layers])
 
 
+def lowered_dtype(device: str) -> torch.dtype | None:
+    """Return the precision that layers compute in here, of inputs in any; None for that of each."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def as_computed(x_BW: Tensor) -> Tensor:
     """Return the features in the precision that layers compute in here, once for all of them."""
-    device = x_BW.device.type
-    if torch.is_autocast_enabled(device):
-        return x_BW.to(torch.get_autocast_dtype(device))
-    return x_BW
+    low = lowered_dtype(x_BW.device.type)
+    return x_BW if low is None else x_BW.to(low)
 
 
 def side_by_side(embedded_BE: Tensor, dense_BC: Tensor) -> Tensor:
@@ -58,8 +61,7 @@ def side_by_side(embedded_BE: Tensor, dense_BC: Tensor) -> Tensor:
 
     The gradient of the embeddings comes back in one float32 piece, as their tables take it.
     """
-    device = embedded_BE.device.type
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    low = lowered_dtype(embedded_BE.device.type)
     if low is None or not embedded_BE.requires_grad or dense_BC.requires_grad:
         return torch.cat([embedded_BE, dense_BC], dim=1)
     return _SideBySide.apply(embedded_BE, dense_BC, low)  # pyright: ignore[reportReturnType]

@@ -165,25 +165,25 @@ def step_kernels() -> StepKernels | None:
     Raises:
         ValueError: If ADTOWER_KERNELS makes no sense.
     """
-    if switched_off():
-        return None
     try:
-        return StepKernels(compiled())
+        path = library()
+        return None if path is None else StepKernels(path)
     except OSError as error:
         _LOG.warning("click models train a tenth to a fifth slower than they could: %s", error)
         return None
 
 
-def switched_off() -> bool:
-    """Whether ADTOWER_KERNELS says that nothing is to be compiled.
+def library() -> Path | None:
+    """Return the compiled library, which is not loaded; None where ADTOWER_KERNELS is "off".
 
     Raises:
-        ValueError: If it makes no sense.
+        ValueError: If ADTOWER_KERNELS makes no sense.
+        OSError: As ``compiled``.
     """
     mode = os.environ.get("ADTOWER_KERNELS", "")
     if mode not in ("", "off"):
         raise ValueError(f"ADTOWER_KERNELS={mode!r} is not 'off' or unset")
-    return mode == "off"
+    return None if mode == "off" else compiled()
 
 
 def compiled(folder: Path | None = None) -> Path:
@@ -204,9 +204,9 @@ def compiled(folder: Path | None = None) -> Path:
     source = SOURCE.read_bytes()
     identity = [*command, *FLAGS, processor.model, *sorted(processor.flags)]
     digest = hashlib.sha256(source + "\n".join(identity).encode()).hexdigest()[:16]
-    library = folder / f"step_kernels-{digest}.so"
-    if library.is_file():
-        return library
+    built = folder / f"step_kernels-{digest}.so"
+    if built.is_file():
+        return built
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"step_kernels-{digest}-{os.getpid()}.part"
     try:
@@ -220,12 +220,12 @@ def compiled(folder: Path | None = None) -> Path:
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["no word"])[0]
             raise OSError(f"{shlex.join(command)} could not compile {SOURCE.name}: {said}")
-        partial.replace(library)
+        partial.replace(built)
     except subprocess.TimeoutExpired as error:
         raise OSError(f"{command[0]} took more than {COMPILE_SECONDS} s") from error
     finally:
         partial.unlink(missing_ok=True)
-    return library
+    return built
 
 
 def _sizes(*sizes: int) -> list[ctypes.c_int64]:

@@ -24,6 +24,7 @@ from ranking.baselines import LogisticRegression
 from ranking.export import export_bundle
 from ranking.query_encoder import QUERY_ENCODER
 from ranking.query_export import write_query_encoder
+from ranking.step_kernels import StepKernels, step_kernels
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 
@@ -38,6 +39,33 @@ class Shop:
     product_store: VectorStore
     query_store: VectorStore
     vectors: Vectors
+
+
+@pytest.fixture
+def kernels() -> StepKernels:
+    """The compiled kernels; without a compiler the test is skipped."""
+    built = step_kernels()
+    if built is None:
+        pytest.skip("this machine has no C compiler")
+    return built
+
+
+@pytest.fixture
+def uncached(monkeypatch):
+    """Let ``step_kernels`` look again, in this test alone."""
+    step_kernels.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    step_kernels.cache_clear()
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def either_kernels(request) -> None:
+    """Run a test with the compiled kernels and with what stands in for them."""
+    if request.param == "compiled":
+        request.getfixturevalue("kernels")
+    else:
+        request.getfixturevalue("uncached").setenv("ADTOWER_KERNELS", "off")
 
 
 @pytest.fixture(scope="session")

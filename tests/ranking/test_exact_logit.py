@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from ranking import exact_logit as exact_logit_module
 from ranking.exact_logit import exact_logit
 from ranking.layers import side_by_side
 
@@ -23,14 +22,7 @@ def parts(dtypes):
     return seen, weight_W, bias, d_logit_B
 
 
-@pytest.fixture(params=["compiled", "torch"], autouse=True)
-def either_way(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(exact_logit_module, "step_kernels", lambda: None)
-    elif exact_logit_module.step_kernels() is None:
-        pytest.skip("this machine has no C compiler")
-
-
+@pytest.mark.usefixtures("either_kernels")
 @pytest.mark.parametrize(
     "dtypes",
     [[torch.bfloat16], [torch.bfloat16, torch.bfloat16], [torch.bfloat16, torch.float32]],

@@ -7,18 +7,13 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ranking import fused_tables
 from ranking.fused_tables import FusedTables
 
 NAMES, SIZES = ("user", "brand"), (50, 7)
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def tables(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(fused_tables, "step_kernels", lambda: None)
-    elif fused_tables.step_kernels() is None:
-        pytest.skip("this machine has no C compiler")
+@pytest.fixture
+def tables(either_kernels):
     torch.manual_seed(0)
     return FusedTables(NAMES, SIZES, 8, learning_rate=0.1)
 
