@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.columns import canonical
+from features.columns import TABLE_COLUMNS, canonical
 from features.embedding_join import Vectors
 from features.pipeline import FeaturePipeline
 from ranking.bundle import GOLDEN_SCORE
@@ -35,6 +35,10 @@ Predict = Callable[[pl.DataFrame, Vectors | None], NDArray[np.float64]]
 """Takes raw impressions and returns the trained model's uncalibrated probabilities, shape (N,)."""
 Calibrate = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+_NEVER_MISSING = {
+    *("user_id", "query_id"),  # cases of their own
+    *(column.name for column in TABLE_COLUMNS["impressions"] if not column.nullable),
+}
 _UNKNOWN = "\x00 unknown"
 _LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
@@ -64,7 +68,8 @@ def golden_cases(
         few.with_columns(pl.lit(_LONG_AGO).cast(sample["time"].dtype).alias("time")),
     )
     features = pipeline.spec.features.of_impressions()
-    own = [name for name in features if name not in ("user_id", "query_id", "product_id")]
+    # What every log must have (a position) is there at scoring too.
+    own = [name for name in features if name not in _NEVER_MISSING]
     if own:
         yield "missing_values", few.with_columns(_nulls(sample, name) for name in own)
 

@@ -9,6 +9,9 @@ import polars as pl
 import pytest
 
 from embeddings.store import VectorStore
+from features.dataset import Dataset
+from features.pipeline import FeaturePipeline
+from features.schema import DatasetSpec, FeatureNames
 from ranking import certificate, export
 from ranking.baselines import (
     BaseRate,
@@ -316,3 +319,17 @@ def test_golden_rows_are_raw_impressions_with_their_scores(bundle, shop, tower):
     assert golden["product_id"].equals(shop.impressions["product_id"][480:])
     expected_N = tower.predict_proba(shop.examples, shop.vectors)[480:]
     np.testing.assert_array_equal(golden[GOLDEN_SCORE].to_numpy(), expected_N)
+
+
+def test_golden_rows_lack_nothing_that_every_log_has(shop, tmp_path):
+    log = shop.impressions.with_columns(shelf=pl.col("position") % 2)
+    features = FeatureNames(sparse=("product_id", "position", "shelf"))
+    dataset = Dataset.from_tables(DatasetSpec(name="log", features=features), impressions=log)
+    pipeline = FeaturePipeline(dataset.spec).fit(dataset, log[:480])
+    parts = pipeline.transform(log[:480]), pipeline.transform(log[480:])
+    model = LogisticRegression().fit(*parts, None, seed=0)
+    bundle = export_bundle(model, pipeline, None, None, log[480:], tmp_path / "bundle")
+    golden = pl.read_parquet(bundle / "golden.parquet")
+    missing = golden.filter(pl.col(CASE) == "missing_values")
+    assert missing["shelf"].null_count() == len(missing) > 0
+    assert golden["position"].null_count() == 0
