@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -151,9 +152,22 @@ def run_commands(app: SubcommandApp) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         # A Text takes the message as it is; as markup, "[tables]" would be read as a style.
-        message = Text.assemble(("adtower:", "bold red"), " ", str(error))
+        message = Text.assemble(("adtower:", "bold red"), " ", _said(error))
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("adtower: interrupted; the same command resumes the run")
         sys.exit(130)
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, without the frame that pydantic puts around it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(
+        ": ".join((".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")))
+        if one["loc"]
+        else one["msg"].removeprefix("Value error, ")
+        for one in problems
+    )
