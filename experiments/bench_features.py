@@ -17,12 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
-from features.batches import FeatureArrays, Feed
+from features.arrays import FeatureArrays
 from features.build import build_features
 from features.dataset import write_dataset
 from features.schema import SPEC_FILE, DatasetSpec, FeatureNames, TableFiles, write_spec
+from ranking.epoch_order import order_of_epoch
+from ranking.inputs import ExampleTensors, slices
 
 SIZES = (300_000, 1_000_000, 3_000_000, 10_000_000)
 FILE_ROWS = 500_000
@@ -63,7 +66,7 @@ def bench_features(
     Returns:
         ``features.SIZE.seconds``, ``.rows_per_second``, ``.processor_seconds``,
         ``.peak_gigabytes`` (of all processes), ``.seconds.STEP``, ``.collision_share`` of users,
-        ``.feed_us`` (a batch of 4,096 rows from the arrays), ``.step_us`` (a training step of the
+        ``.feed_us`` (what a training waits for a batch of 4,096 rows), ``.step_us`` (a step of the
         default network on it) and ``.feed_share`` of the two for every size, and
         ``features.growth_exponent``, the slope of log seconds over log rows from a million rows
         up: 1 is proportional.
@@ -189,12 +192,7 @@ def measure_build(folder: Path, workers: str, vector_dim: int) -> dict[str, floa
         )
         seconds = time.perf_counter() - began
         processor = _processor_seconds() - before
-    feed = Feed(arrays, batch_rows=BATCH_ROWS)
-    batches = feed.epoch(0)
-    next(batches)
-    began = time.perf_counter()
-    read = sum(1 for _, _ in zip(range(200), batches, strict=False))
-    feed_us = (time.perf_counter() - began) / max(1, read) * 1e6
+    feed_us = feeding_us(arrays)
     step_us = training_step_us(arrays)
     return {
         "seconds": seconds,
@@ -205,6 +203,25 @@ def measure_build(folder: Path, workers: str, vector_dim: int) -> dict[str, floa
         "collision_share": arrays.manifest["collision_share"]["user_id"],
         **{f"seconds.{step.replace(' ', '_')}": value for step, value in steps.items()},
     }
+
+
+def feeding_us(arrays: FeatureArrays, *, batches: int = 200) -> float:
+    """Return what a training waits for a batch of these rows, its share of the order included."""
+    train = arrays.examples("train")
+    assert train.label_N is not None
+    rows, label_N = ExampleTensors(train, None), torch.tensor(train.label_N)
+    began = time.perf_counter()
+    order_N = order_of_epoch(label_N, negative_rate=1, seed=0, epoch=0, run_rows=rows.run_rows)
+    drawing = (time.perf_counter() - began) / max(1, len(rows) / BATCH_ROWS)
+    cuts = slices(len(rows), BATCH_ROWS)
+    # The first batch is not timed: it finds the files.
+    rows.batch(order_N[cuts[0]])
+    began = time.perf_counter()
+    for cut in cuts[1 : batches + 1]:
+        row_B = order_N[cut]
+        _ = rows.batch(row_B), label_N[row_B]
+    reading = (time.perf_counter() - began) / max(1, len(cuts[1 : batches + 1]))
+    return (drawing + reading) * 1e6
 
 
 def training_step_us(arrays: FeatureArrays) -> float | None:

@@ -20,13 +20,12 @@ from experiments.marketplace.world import make_world
 from experiments.pipeline import (
     Run,
     RunResult,
-    describe_split,
     mean_over_seeds,
     offline_metrics,
 )
 from experiments.pipeline import run as run
 from experiments.progress import Progress, Silent
-from experiments.records import code_version, read_json, write_json, write_metrics
+from experiments.records import DATA, code_version, read_json, write_json, write_metrics
 from experiments.run_folder import RunFolder
 from experiments.simulate_config import SimulateConfig
 from experiments.tracking import Tracker, default_uri
@@ -127,7 +126,7 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
         )
         together.leave_()
         return {}
-    refuse_errors(check_dataset(_catalogue(dataset)))
+    refuse_errors(check_dataset(dataset.without_log()))
     folder = RunFolder.begin_(
         config.out, config.identity(dataset.fingerprint()), overwrite=config.overwrite
     )
@@ -343,7 +342,7 @@ def export(
             int8_tables=int8_tables,
             vectors_place=vectors,
             more_files=more_files,
-            facts=CardFacts(data=describe_split(line.dataset, line.split)),
+            facts=CardFacts(data=read_json(line.folder.path / DATA)),
         )
 
 
@@ -396,13 +395,6 @@ def _with_placebos(names: Sequence[str] | None, dataset: Dataset) -> tuple[str, 
             )
     after = chosen.index(BASELINE) + 1
     return (*chosen[:after], *lacking, *chosen[after:])
-
-
-def _catalogue(dataset: Dataset) -> Dataset:
-    """The dataset without its log, which embedding does not read."""
-    tables = dataset.spec.tables.model_copy(update={"impressions": None, "events": None})
-    spec = dataset.spec.model_copy(update={"tables": tables})
-    return Dataset(spec, folder=dataset.folder, frames={})
 
 
 def _refuse_unfed_sources(sources: Sequence[VectorSource], dataset: Dataset) -> None:

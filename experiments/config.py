@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from embeddings.stage1 import Stage1Config
 from embeddings.stage2 import Stage2Config
 from experiments.more_labels import labels_digests
 from experiments.variants import VectorSource
+from features.arrays import FeatureArrays
 from ranking.tower import TowerConfig
 
 
@@ -72,6 +74,9 @@ class RunConfig(BaseModel):
     """The run's folder; it must be new, or hold an interrupted run of the same settings."""
     overwrite: bool = False
     """Replace a run that stands in ``out``; an interrupted one of the same settings goes on."""
+    features: Path | None = None
+    """What `adtower features build` wrote of this dataset: click models are trained on its arrays
+    where they lie on disk. By default features are made in memory."""
     variants: tuple[str, ...] | None = None
     """Which variants to compare; by default all of the standard set that the tables can feed."""
     seed: int = Field(default=0, ge=0)
@@ -112,11 +117,24 @@ class RunConfig(BaseModel):
     tracking_required: bool = False
     """Refuse to begin where MLflow cannot be reached; otherwise a warning, and it catches up."""
 
+    @model_validator(mode="after")
+    def _has_one_origin_of_features(self) -> Self:
+        if self.features is not None and self.start_from is not None:
+            raise ValueError(
+                f"features={str(self.features)!r} with start_from={str(self.start_from)!r}: built "
+                "features number the values of their own log, and a run that goes on keeps the "
+                "earlier run's numbers; leave one of them out"
+            )
+        return self
+
     def identity(self, data_fingerprint: str) -> dict[str, object]:
         """Return what makes two runs the same run: settings and data, not where they are kept."""
         tracking = {"track", "tracking_uri", "tracking_required"}
         budget = {"workers", "memory_gb"}
-        return _identity(self, tracking | budget, data_fingerprint)
+        identity = _identity(self, tracking | budget | {"features"}, data_fingerprint)
+        if self.features is not None:
+            identity["features"] = FeatureArrays.open(self.features).manifest["build"]
+        return identity
 
 
 def _identity(

@@ -13,7 +13,7 @@ from experiments.compare import compare_variants
 from experiments.comparison import Comparison
 from experiments.pipeline import Run, read_run_config
 from experiments.progress import Progress
-from experiments.records import read_json
+from experiments.records import DATA, read_json
 from experiments.run_comparison import has_image
 from experiments.run_folder import STATE
 from experiments.slices import test_slices
@@ -83,11 +83,11 @@ def refuse_different_data(run_folders: Sequence[Path]) -> None:
     facts = []
     for folder in map(Path, run_folders):
         state = read_json(folder / STATE) if (folder / STATE).is_file() else {}
-        if state.get("state") != "finished" or not (folder / "data.json").is_file():
+        if state.get("state") != "finished" or not (folder / DATA).is_file():
             raise ValueError(
                 f"{folder} is no finished run of click models; finish it by repeating its command"
             )
-        facts.append(read_json(folder / "data.json"))
+        facts.append(read_json(folder / DATA))
     first = facts[0]
     for folder, other in zip(run_folders, facts, strict=True):
         if other["fingerprint"] != first["fingerprint"]:

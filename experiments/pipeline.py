@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from experiments.ab_result import AbResult
+from experiments.built_features import BuiltFeatures
 from experiments.comparison import Comparison
 from experiments.config import AbConfig, RunConfig
+from experiments.data_summary import describe_data
 from experiments.marketplace.world import World
 from experiments.progress import Progress, Silent
 from experiments.records import (
+    DATA,
     ENVIRONMENT,
     METRICS,
     collect_environment,
@@ -102,9 +106,13 @@ class Run:
         # Before the folder is begun, so that what is refused leaves nothing behind. Whoever only
         # reads a run, or trains no encoder, need not wait for every image to be decoded.
         trains = any(v.vectors not in (None, "off_the_shelf") for v in self.variants)
-        decode_all = trains and not reopen
-        refuse_errors(check_dataset(self.dataset, max_images=None if decode_all else 0))
-        self.split: Split = self.dataset.split()
+        max_images = None if trains and not reopen else 0
+        self.built = BuiltFeatures.of(config, self.dataset)
+        """Arrays on disk that take the place of the log; None where features are made here."""
+        # What was built was checked as it was read.
+        checked = self.dataset if self.built is None else self.dataset.without_log()
+        refuse_errors(check_dataset(checked, max_images=max_images))
+        described = describe_data(self.dataset, self.built.arrays if self.built else self.split)
         identity = config.identity(self.dataset.fingerprint())
         if reopen:
             self.folder = RunFolder.reopen(config.out, identity)
@@ -112,7 +120,7 @@ class Run:
             self.folder = RunFolder.begin_(config.out, identity, overwrite=config.overwrite)
             write_json(self.folder.path / "config.json", config)
             write_json(self.folder.path / ENVIRONMENT, collect_environment())
-            write_json(self.folder.path / "data.json", describe_split(self.dataset, self.split))
+            write_json(self.folder.path / DATA, described)
         self.vectors = VectorMaker(self.dataset, config, self.folder, self.progress.steps)
         self._joined: dict[str, Vectors] = {}
         self._parts: Parts | None = None
@@ -121,6 +129,11 @@ class Run:
         self._compared_parts: dict[VectorSource, Parts] = {}
         if self.bins and not reopen and all(v.vectors is None for v in self.variants):
             self.left_out["similarity_bins"] = "no variant here has vectors to compare products by"
+
+    @cached_property
+    def split(self) -> Split:
+        """The impressions as a table, by time; where features were built, only this reads them."""
+        return self.dataset.split()
 
     @property
     def bins(self) -> int:
@@ -142,6 +155,8 @@ class Run:
 
         It is without the columns that come from vectors, which ``pipeline_of`` adds.
         """
+        if self._pipeline is None and self.built is not None:
+            self._pipeline = self._kept(self.built.pipeline, features_at(None))
         if self._pipeline is None:
             with self.progress.stage("features"):
                 spec = self.dataset.spec
@@ -164,6 +179,10 @@ class Run:
         if source not in self._compared:
             vectors, train = self.joined(variant), self.parts.train
             assert vectors is not None
+            built = self.built and self.built.compared_pipeline
+            if built is not None and built.cosines_fingerprint == vectors.fingerprint:
+                self._compared[source] = self._kept(built, features_at(source))
+                return self._compared[source]
             with self.progress.stage(f"cosines of {source} vectors"):
                 fitted = self.pipeline.compared_by(vectors, train, bins=self.bins)
                 self._compared[source] = self._kept(fitted, features_at(source))
@@ -179,6 +198,8 @@ class Run:
     @property
     def parts(self) -> Parts:
         """The impressions as arrays."""
+        if self._parts is None and self.built is not None:
+            self._parts = self.built.parts(self.pipeline)
         if self._parts is None:
             pipeline = self.pipeline
             with self.progress.stage("feature arrays"):
@@ -194,6 +215,8 @@ class Run:
         pipeline, source = self.pipeline_of(variant), variant.vectors
         if pipeline is self.pipeline or source is None:
             return self.parts
+        if self.built is not None and pipeline is self.built.compared_pipeline:
+            return self.built.parts(pipeline)
         if source not in self._compared_parts:
             # One kind at a time: each holds its own copy of all dense columns.
             self._compared_parts = {source: compared_parts(self.parts, pipeline)}
@@ -374,30 +397,6 @@ def oracle_auc(dataset: Dataset, split: Split) -> dict[str, float]:
     return {
         "oracle.auc": auc(label_N, p_click["p_click"].to_numpy()),
         "oracle_without_position.auc": auc(label_N, p_click["p_click_blind"].to_numpy()),
-    }
-
-
-def describe_split(dataset: Dataset, split: Split) -> dict[str, object]:
-    """Return what ``data.json`` says of a dataset: checksums, sizes and time ranges."""
-    parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    return {
-        "name": dataset.spec.name,
-        "simulated": dataset.spec.simulated,
-        "fingerprint": dataset.fingerprint(),
-        "tables": {
-            name: dataset.table(name).height
-            for name in ("products", "queries", "relevance", "impressions", "events")
-            if dataset.has(name)
-        },
-        "parts": {
-            name: {
-                "impressions": rows.height,
-                "clicks": int(rows["clicked"].sum()),
-                "first": str(rows["time"].min()),
-                "last": str(rows["time"].max()),
-            }
-            for name, rows in parts.items()
-        },
     }
 
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 METRICS = "metrics.json"
 ENVIRONMENT = "environment.json"
+DATA = "data.json"
 RECORDED_PACKAGES = (
     "adtower",
     "torch",

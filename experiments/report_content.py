@@ -34,6 +34,7 @@ from experiments.comparison import Comparison
 from experiments.figures import Curve
 from experiments.leak_checks import LEAK_CHECKS, LeakCheck
 from experiments.records import (
+    DATA,
     ENVIRONMENT,
     METRICS,
     Environment,
@@ -294,7 +295,7 @@ def read_report_content(run_folder: Path | str) -> ReportContent:
             )
             for one in _read_index(folder / FIGURES / FIGURE_INDEX)
         ),
-        data=_read(folder / "data.json", DataSummary),
+        data=_read(folder / DATA, DataSummary),
         training=_read(folder / TRAINING, TrainingRecord) or TrainingRecord(),
         environment=_read(folder / ENVIRONMENT, Environment),
         config=_read(folder / "config.json", dict[str, Any]) or {},

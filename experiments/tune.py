@@ -2,7 +2,7 @@
 
 The study lies in a sqlite file in the run's folder: a search that was cut off goes on, and one that
 is asked for more trials adds them. Its first trial is the default, so what it recommends is never
-worse than that on the validation rows. Test rows are not turned into features at all.
+worse than that on the validation rows. Test rows are left alone.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class TuneConfig(BaseModel):
 
     data: Path
     """The dataset: a folder with a dataset.toml."""
+    features: Path | None = None
+    """What `adtower features build` wrote of this dataset, to be read where it lies on disk."""
     out: Path
     """Folder of the search; new, or that of an earlier search of the same data and variant."""
     trials: int = Field(default=30, ge=1)
@@ -104,6 +106,7 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> TuneResult:
         RunConfig(
             data=config.data,
             out=config.out,
+            features=config.features,
             variants=(config.variant,),
             seed=config.seed,
             threads=config.threads,
@@ -119,10 +122,13 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> TuneResult:
             f"variant {variant.name!r} is a {variant.model} model; the search is for those of the "
             "click network"
         )
-    train, validation = (
-        line.pipeline_of(variant).transform(part)
-        for part in (line.split.train, line.split.validation)
-    )
+    if line.built is not None:
+        train, validation = line.parts.train, line.parts.validation
+    else:
+        train, validation = (
+            line.pipeline_of(variant).transform(part)
+            for part in (line.split.train, line.split.validation)
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=f"sqlite:///{(line.folder.path / STUDY).resolve()}",

@@ -26,9 +26,8 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from features.batches import ARRAYS, FORMAT, MANIFEST_FILE, PARTS, FeatureArrays
+from features.arrays import ARRAYS, DECISIVE, FEATURES, FORMAT, MANIFEST_FILE, PARTS, FeatureArrays
 from features.build_steps import (
-    FEATURES,
     RESULT_FILE,
     ROW,
     SPLIT_FILE,
@@ -102,7 +101,9 @@ def build_features(
     if out.exists() and any(out.iterdir()) and not _is_ours(out):
         raise ValueError(f"{out} holds other files; choose a folder of its own for built features")
     units = tuple(_units(dataset))
-    rows = _rows(dataset.files("impressions"))
+    rows = dataset.rows("impressions")
+    if not rows:
+        raise ValueError("the impressions have no rows")
     plan = BuildPlan(
         data=str(data),
         partitions=partitions or max(1, -(-rows // PARTITION_ROWS)),
@@ -317,6 +318,8 @@ def _publish(
         "format": FORMAT,
         "build": fingerprint,
         "data": dataset.fingerprint(),
+        "spec": dataset.spec.model_dump(mode="json", include=set(DECISIVE)),
+        "min_count": plan.min_count,
         "features": hashlib.sha256(json.dumps(features, sort_keys=True).encode()).hexdigest(),
         "seed": plan.seed,
         "rows": dict(zip(PARTS, split["rows"], strict=True)),
@@ -350,16 +353,6 @@ def _units(dataset: Dataset) -> Iterator[tuple[str, str, int, int, int]]:
                     taken, stop = taken + rows[stop], stop + 1
                 yield table, uri, group, stop, first_row
                 group, first_row = stop, first_row + taken
-
-
-def _rows(uris: Sequence[str]) -> int:
-    total = 0
-    for uri in uris:
-        with fsspec.open(uri, "rb") as file:
-            total += pq.ParquetFile(file).metadata.num_rows
-    if not total:
-        raise ValueError("the impressions have no rows")
-    return total
 
 
 def _refuse_one_class(counted: Sequence[dict[str, Any]]) -> None:

@@ -24,11 +24,11 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features.batches import ARRAYS, PARTS
+from features.arrays import ARRAYS, FEATURES, PARTS
 from features.columns import canonical, column_violations
 from features.dataset import Dataset
 from features.dense import finite_values
-from features.feature_spec import SIDE_TABLE_KEYS
+from features.feature_spec import OUTCOMES, SIDE_TABLE_KEYS
 from features.history import purchases_of
 from features.leak_guards import refuse_outcomes_before_their_cause
 from features.leaks import leak_violations
@@ -38,7 +38,6 @@ from features.target_statistics import merge_counts
 from features.violation import refuse_errors
 
 PLAN_FILE, SPLIT_FILE, RESULT_FILE = "plan.json", "split.json", "result.json"
-FEATURES = "features"
 TARGETS_FILE = "targets.parquet"
 
 ROW, USER, REQUEST = "_row", "_user", "_request"
@@ -326,7 +325,7 @@ def _wanted_columns(dataset: Dataset, table: str) -> list[str]:
         return [name for name in wanted if name in dataset.column_names(table)]
     needed = FeaturePipeline(dataset.spec).required_columns
     known = dataset.column_names(table)
-    wanted = dict.fromkeys((*needed, "request_id", "clicked", "purchased"))
+    wanted = dict.fromkeys((*needed, "request_id", *OUTCOMES, "position", "sample_weight"))
     return [name for name in wanted if name in known]
 
 

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 import fsspec
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from features.columns import TABLE_COLUMNS, as_frame, canonical, column_violations
@@ -148,6 +150,26 @@ class Dataset:
         if name in self._raw:
             return self._raw[name].columns
         return _read_columns(self.files(name)[0])
+
+    def rows(self, name: str) -> int:
+        """Return how many rows a table has, without reading them.
+
+        Raises:
+            ValueError: If the dataset does not have the table, or it is not parquet.
+        """
+        self.require(name, needed_for="this step")
+        if name in self._raw:
+            return len(self._raw[name])
+        return sum(map(_count_rows, self.files(name)))
+
+    def without_log(self) -> Dataset:
+        """Return the dataset without impressions and events."""
+        gone = ("impressions", "events")
+        tables = self.spec.tables.model_copy(update=dict.fromkeys(gone))
+        frames = {name: frame for name, frame in self._raw.items() if name not in gone}
+        return Dataset(
+            self.spec.model_copy(update={"tables": tables}), folder=self.folder, frames=frames
+        )
 
     def files(self, name: str) -> list[str]:
         """Return the parquet files of a table, in order; none for a table in memory.
@@ -300,6 +322,14 @@ def _read_columns(uri: str) -> list[str]:
         with fsspec.open(uri, "rb") as file:
             return list(pl.read_parquet_schema(file))  # type: ignore[arg-type]
     except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{uri} cannot be read as parquet: {error}") from error
+
+
+def _count_rows(uri: str) -> int:
+    try:
+        with fsspec.open(uri, "rb") as file:
+            return pq.read_metadata(file).num_rows
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{uri} cannot be read as parquet: {error}") from error
 
 

@@ -56,6 +56,9 @@ class Examples:
     feature: a model may learn from it how much of the clicks is the slot's."""
     weight_N: NDArray[np.float32] | None = None
     """How much the row counts in training, 0 or more; None where all count alike."""
+    run_rows: int = 1
+    """Rows that a training may read as they lie, one after another, for the sake of the disk. More
+    than 1 only where rows lie in an order drawn by lot."""
 
     def __post_init__(self) -> None:
         shapes = {
@@ -84,5 +87,6 @@ class Examples:
         per_row = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(
             self,
+            run_rows=1,
             **{k: v[row_N] for k, v in per_row.items() if isinstance(v, np.ndarray)},
         )

@@ -222,6 +222,14 @@ class FeaturePipeline:
         )
         return compared
 
+    def without_vectors(self) -> FeaturePipeline:
+        """Return this pipeline without the columns that come from vectors; all else is shared."""
+        plain = copy.copy(self)
+        features = replace(self.spec.features, similarity_bins=0)
+        plain.spec = FeatureSpec(features=features, history=self.spec.history)
+        plain._similarities = plain._cosines = None
+        return plain
+
     def continue_from(self, earlier: FeaturePipeline) -> None:
         """Go on from a pipeline fitted before: known values keep their rows, and scales stay.
 

@@ -54,7 +54,7 @@ def split_by_time(impressions: pl.DataFrame, rule: SplitRule) -> Split:
         "validation": np.flatnonzero((start_us_N >= validation_us) & (start_us_N < test_us)),
         "test": np.flatnonzero(start_us_N >= test_us),
     }
-    boundaries = (_moment(validation_us), _moment(test_us))
+    boundaries = (moment(validation_us), moment(test_us))
     frames = {name: impressions[row_N] for name, row_N in parts.items()}
     for name, frame in frames.items():
         _refuse_useless_part(name, frame, impressions, boundaries)
@@ -78,7 +78,7 @@ def request_start_us(impressions: pl.DataFrame) -> NDArray[np.int64]:
 def split_boundaries(impressions: pl.DataFrame, rule: SplitRule) -> tuple[datetime, datetime]:
     """Return the first moment of validation and of test, UTC, without looking at the parts."""
     validation_us, test_us = _boundaries_us(request_start_us(impressions), rule)
-    return _moment(validation_us), _moment(test_us)
+    return moment(validation_us), moment(test_us)
 
 
 def _boundaries_us(start_us_N: NDArray[np.int64], rule: SplitRule) -> tuple[int, int]:
@@ -118,5 +118,6 @@ def _microseconds(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
-def _moment(us: int) -> datetime:
+def moment(us: int) -> datetime:
+    """Return the time so many microseconds after the epoch, UTC."""
     return EPOCH + timedelta(microseconds=us)

@@ -67,6 +67,8 @@ class ExampleTensors:
 
     def __init__(self, examples: Examples, vectors: FrozenVectors | None) -> None:
         self._vectors = vectors
+        self.run_rows = examples.run_rows
+        """See ``Examples.run_rows``."""
         self._sparse_NF = _tensor(examples.sparse_NF, np.int32)
         self._dense_NC = _tensor(examples.dense_NC, np.float32)
         self._rows = [

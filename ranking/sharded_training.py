@@ -178,7 +178,7 @@ class ShardedTraining:
             if self.step <= config.warm_up_steps:
                 self._set_rates_()
             if place == 0 or order_N is None:
-                order_N = self._order(label_N, epoch)
+                order_N = self._order(label_N, epoch, train.inputs.run_rows)
             rows = order_N[place * config.batch_size : (place + 1) * config.batch_size]
             rows = rows[: len(rows) - len(rows) % (ranks.world * self.parts)]
             if len(rows):
@@ -288,9 +288,13 @@ class ShardedTraining:
         mean = torch.tensor(float(np.mean(losses)) if losses else 0.0, device=self.ranks.device)
         return float(self.ranks.sum(mean)) / self.ranks.world
 
-    def _order(self, label_N: Tensor, epoch: int) -> Tensor:
+    def _order(self, label_N: Tensor, epoch: int, run_rows: int) -> Tensor:
         return order_of_epoch(
-            label_N, negative_rate=self.config.negative_rate, seed=self.seed, epoch=epoch
+            label_N,
+            negative_rate=self.config.negative_rate,
+            seed=self.seed,
+            epoch=epoch,
+            run_rows=run_rows,
         )
 
     def _update(

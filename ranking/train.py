@@ -154,7 +154,7 @@ class Training:
         while self.step < at_most and not self.stopped:
             epoch, first = divmod(self.step, len(batches))
             anew = epoch > 0 and self._guard_large_tables_(begins=first == 0)
-            order_N = self._order(label_N, epoch)
+            order_N = self._order(label_N, epoch, train.inputs.run_rows)
             for rows in batches[first:]:
                 row_B = order_N[rows]
                 weight_B = None if weight_N is None else weight_N[row_B]
@@ -218,9 +218,13 @@ class Training:
         self.losses, self.stopped = record["losses"], record["stopped"]
         torch.set_rng_state(tensors["generator"])
 
-    def _order(self, label_N: Tensor, epoch: int) -> Tensor:
+    def _order(self, label_N: Tensor, epoch: int, run_rows: int) -> Tensor:
         return order_of_epoch(
-            label_N, negative_rate=self.config.negative_rate, seed=self.seed, epoch=epoch
+            label_N,
+            negative_rate=self.config.negative_rate,
+            seed=self.seed,
+            epoch=epoch,
+            run_rows=run_rows,
         )
 
     def _step_(self, inputs: list[Tensor], label_B: Tensor, weight_B: Tensor | None) -> None:

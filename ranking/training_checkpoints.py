@@ -118,6 +118,7 @@ def kept_in(folder: Path, job: FitJob, network: nn.Module) -> Checkpoints:
         "seed": job.seed,
         "threads": torch.get_num_threads(),
         "training rows": rows_checksum(job.train),
+        "rows read in runs of": job.train.run_rows,
         "validation rows": rows_checksum(job.validation),
         "vectors": vectors,
         "first weights": _checksum(p.detach().numpy() for p in network.parameters()),

@@ -10,7 +10,7 @@ from experiments.bench_features import (
     measure_build,
     training_step_us,
 )
-from features.batches import FeatureArrays
+from features.arrays import FeatureArrays
 from features.dataset import Dataset
 from ranking.baselines import LightGBMConfig, LightGBMRanker
 

@@ -232,6 +232,25 @@ def test_square_brackets_of_a_message_are_printed(adtower, broken, tmp_path):
     assert "name it under [tables] in dataset.toml" in err
 
 
+def test_settings_that_exclude_each_other_are_said_without_a_frame(adtower, cli_world, tmp_path):
+    given = ("--data", cli_world, "--features", "f", "--start-from", "r", "--out", tmp_path / "o")
+    status, _, said = adtower("train", *given)
+    assert status == 2
+    assert said.startswith("adtower: features='f' with start_from='r': built features number")
+    assert "validation error" not in said and "input_value" not in said
+
+
+def test_features_are_built_and_trained_on(adtower, cli_world, tmp_path):
+    data, features = ("--data", cli_world), tmp_path / "features"
+    assert adtower("features", "build", *data, "--out", features, "--workers", "local:1")[0] == 0
+    options = ("--variants", "lightgbm", "--no-track", "--json", tmp_path / "m.json")
+    out = tmp_path / "run"
+    status, said, _ = adtower("train", *data, "--features", features, "--out", out, *options)
+    assert status == 0 and "lightgbm" in said
+    figures = json.loads((tmp_path / "m.json").read_text())
+    assert 0.4 < figures["lightgbm.validation_auc"] < 1
+
+
 def test_square_brackets_of_the_data_are_printed(adtower, broken):
     data = broken("impressions", _at_row(5, product_id="[red]nobody[/]"))
     status, out, _ = adtower("data", "check", data)

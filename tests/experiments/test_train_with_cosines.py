@@ -7,10 +7,12 @@ from polars.testing import assert_frame_equal
 
 from embeddings.stage1 import Stage1Config
 from embeddings.stage2 import Stage2Config
+from embeddings.store import VectorStore
 from experiments import commands
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
 from experiments.pipeline import Run
+from features.build import build_features
 from ranking.certificate import verify_bundle
 from ranking.tower import TowerConfig
 
@@ -22,6 +24,7 @@ QUICK = {
     "tower": TowerConfig(max_epochs=1, batch_size=100, production_mlp=(16,), cross_layers=1),
     "track": False,
 }
+KINDS = ("products", "queries")
 VARIANTS = ("production", "random_vectors", "dashclip", "lightgbm_dashclip")
 
 
@@ -116,3 +119,33 @@ def test_a_run_without_vectors_says_that_it_has_no_cosines(world, tmp_path):
     out = tmp_path / "run"
     line = Run(RunConfig(data=world, out=out, variants=("production",), **QUICK))
     assert "no variant here has vectors" in line.left_out["similarity_bins"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_built_cosines_serve_the_variant_of_their_vectors_alone(trained, world, tmp_path, workers):
+    stores = (VectorStore.open(trained / f"embeddings/dashclip/{kind}") for kind in KINDS)
+    built = build_features(world, tmp_path / "features", workers="local:1", vectors=(*stores,))
+    config = RunConfig(
+        data=world,
+        out=tmp_path / "run",
+        features=built.folder,
+        variants=VARIANTS[:3],
+        workers=workers,
+        **QUICK,
+    )
+    commands.train(config)
+    line, by_name = line_of(config.out)
+    before, earlier = line_of(trained)
+    own = line.parts_of(by_name["dashclip"])
+    assert own.test.dense_names == before.parts_of(earlier["dashclip"]).test.dense_names
+    np.testing.assert_array_equal(own.test.dense_NC, built.array("test", "dense_NC"))
+    assert isinstance(own.train.dense_NC, np.memmap)
+    plain = line.parts_of(by_name["production"]).test
+    np.testing.assert_array_equal(
+        plain.dense_NC, before.parts_of(earlier["production"]).test.dense_NC
+    )
+    np.testing.assert_array_equal(
+        cosines(line, by_name["random_vectors"]), cosines(before, earlier["random_vectors"])
+    )
+    bundle = commands.export(config.out, tmp_path / "bundle", variants=["dashclip"])
+    assert verify_bundle(bundle).passed

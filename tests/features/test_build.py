@@ -9,11 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features import batches, build, build_steps
-from features.batches import ARRAYS, PARTS, FeatureArrays, Feed
+from features import build, build_steps
+from features.arrays import ARRAYS, PARTS, RUN_ROWS, FeatureArrays
 from features.build import build_features
 from features.dataset import Dataset, write_dataset
-from features.permutation import Permutation
 from features.pipeline import FeaturePipeline
 from features.schema import SPEC_FILE, FeatureNames, SplitRule, write_spec
 
@@ -33,6 +32,7 @@ def folder(tmp_path, tables, spec):
     log = tables["impressions"].with_columns(
         age=pl.int_range(pl.len()) % 40,
         purchased=pl.col("clicked") & (pl.int_range(pl.len()) % 2),
+        sample_weight=1 + pl.int_range(pl.len()) % 5 / 4,
         time=pl.col("time") + pl.duration(minutes=pl.col("position")),
         user_id=pl.when(pl.int_range(pl.len()) // 3 % 7 > 0).then(pl.col("user_id")),
     )
@@ -161,49 +161,23 @@ def test_an_interrupted_build_goes_on_and_redoes_nothing(tmp_path, folder, monke
     assert not list((tmp_path / "out").glob(".build-*"))
 
 
-def test_a_feed_gives_every_row_once_an_epoch_in_an_order_of_its_own(tmp_path, folder):
+def test_only_shuffled_rows_may_be_read_in_runs(tmp_path, folder):
     arrays = build_features(folder, tmp_path / "out", workers="local:1")
-    feed = Feed(arrays, batch_rows=10, seed=3)
-    epochs = [
-        np.concatenate([batch["time_us_N"] for batch in feed.epoch(epoch)]) for epoch in (0, 1)
-    ]
-    assert len(feed) == -(-arrays.rows("train") // 10)
-    assert all(
-        np.array_equal(np.sort(e), np.sort(arrays.array("train", "time_us_N"))) for e in epochs
-    )
-    resumed = list(feed.epoch(1, first_batch=4))
-    np.testing.assert_array_equal(resumed[0]["time_us_N"], epochs[1][40:50])
+    assert [arrays.examples(part).run_rows for part in PARTS] == [RUN_ROWS, 1, 1]
+    train = arrays.examples("train")
+    assert (np.diff(train.time_us_N) < 0).any()
+    assert train.take(np.argsort(train.time_us_N)).run_rows == 1
 
 
-def test_places_of_an_epoch_hold_the_same_rows_whatever_was_asked_before(
-    tmp_path, folder, monkeypatch
-):
-    arrays = build_features(folder, tmp_path / "out", workers="local:1")
-    monkeypatch.setattr(batches, "RUN_ROWS", 2)
-    runs = arrays.rows("train") // 2
-    lying_N2 = arrays.array("train", "time_us_N")[: runs * 2].reshape(-1, 2)
-    expected = [
-        lying_N2[Permutation(runs, seed=3, epoch=epoch).at(np.arange(runs))].reshape(-1)
-        for epoch in (0, 1)
-    ]
-    monkeypatch.setattr(batches, "AHEAD_RUNS", 5)
-    feed = Feed(arrays, batch_rows=10, seed=3)
-    for epoch, start, stop in ((1, 0, 4), (1, 3, 21), (0, 5, 9), (1, 8, 9), (1, 30, 50), (1, 1, 3)):
-        batch = feed.batch(slice(start, stop), epoch=epoch)
-        np.testing.assert_array_equal(batch["time_us_N"], expected[epoch][start:stop])
-
-
-def test_a_feed_takes_arrays_without_rows_or_columns(tmp_path, folder, monkeypatch):
-    arrays = build_features(folder, tmp_path / "out", workers="local:1")
-    monkeypatch.setattr(batches, "RUN_ROWS", 2)
-    array = FeatureArrays.array
-    monkeypatch.setattr(FeatureArrays, "array", lambda self, *names: array(self, *names)[:, :0])
-    batch = Feed(arrays, batch_rows=5, names=("dense_NC",)).batch(slice(0, 5))
-    assert batch["dense_NC"].shape == (5, 0)
-    monkeypatch.setattr(FeatureArrays, "array", lambda self, *names: array(self, *names)[:0])
-    monkeypatch.setattr(FeatureArrays, "rows", lambda self, part: 0)
-    batch = Feed(arrays, batch_rows=5).batch(slice(0, 5))
-    assert {len(values) for values in batch.values()} == {0}
+def test_columns_that_a_log_may_lack_give_arrays_where_it_has_them(tmp_path, folder):
+    build_features(folder, tmp_path / "with", workers="local:1")
+    log = pl.read_parquet(folder / "impressions.parquet").drop("purchased", "sample_weight")
+    log.write_parquet(folder / "impressions.parquet")
+    plain = build_features(folder, tmp_path / "without", workers="local:1").examples("train")
+    assert plain.purchased_N is None and plain.weight_N is None
+    rich = FeatureArrays.open(tmp_path / "with").examples("train")
+    assert rich.purchased_N is not None and rich.weight_N is not None
+    assert rich.position_N is not None and set(rich.position_N) == {1, 2, 3}
 
 
 def test_wrong_rows_are_refused_with_their_file(tmp_path, folder):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,11 @@ def every_step(monkeypatch):
     monkeypatch.setattr(Checkpoints, "due", lambda self, step: True)
 
 
-@pytest.mark.parametrize("killed_after", [1, 13, 17])
+@pytest.mark.parametrize(("killed_after", "run_rows"), [(1, 1), (13, 1), (17, 1), (17, 32)])
 def test_a_training_cut_off_goes_on_to_the_same_bits(
-    small_log, tmp_path, every_step, monkeypatch, killed_after
+    small_log, tmp_path, every_step, monkeypatch, killed_after, run_rows
 ):
+    small_log = replace(small_log, train=replace(small_log.train, run_rows=run_rows))
     whole = fit(small_log)
     write_ = Checkpoints.write_
 
@@ -108,6 +110,13 @@ def test_another_trainings_state_is_refused(small_log, tmp_path, every_step):
         fit(small_log, tmp_path / "state", max_epochs=2)
     with pytest.raises(ValueError, match="seed was 0 and is 1"):
         fit(small_log, tmp_path / "state", max_epochs=1, seed=1)
+
+
+def test_rows_read_in_another_order_are_refused(small_log, tmp_path, every_step):
+    fit(small_log, tmp_path / "state", max_epochs=1)
+    in_runs = replace(small_log, train=replace(small_log.train, run_rows=32))
+    with pytest.raises(ValueError, match="rows read in runs of was 1 and is 32"):
+        fit(in_runs, tmp_path / "state", max_epochs=1)
 
 
 def test_other_rows_are_refused(small_log, tmp_path, every_step):

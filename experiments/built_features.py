@@ -1,0 +1,59 @@
+"""What ``adtower features build`` wrote, as a run trains on it: arrays on disk instead of a log."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Self
+
+from experiments.config import RunConfig
+from experiments.training import Parts
+from features.arrays import FEATURES, PARTS, FeatureArrays
+from features.dataset import Dataset
+from features.pipeline import FeaturePipeline
+
+
+class BuiltFeatures:
+    """The arrays and their pipeline, with and without the columns that come from vectors."""
+
+    def __init__(self, arrays: FeatureArrays) -> None:
+        self.arrays = arrays
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: Dataset) -> Self | None:
+        """Return what a run is told to train on; None where it makes its features itself.
+
+        Raises:
+            ValueError: If it was built from other data, or told otherwise.
+        """
+        if config.features is None:
+            return None
+        arrays = FeatureArrays.open(config.features)
+        arrays.refuse_unlike(dataset, min_count=config.min_count)
+        return cls(arrays)
+
+    @cached_property
+    def compared_pipeline(self) -> FeaturePipeline:
+        """The pipeline as it was built, with cosines of one kind of vectors if asked for."""
+        return FeaturePipeline.load(self.arrays.folder / FEATURES)
+
+    @cached_property
+    def pipeline(self) -> FeaturePipeline:
+        """The pipeline without cosines, which serves all variants."""
+        return self.compared_pipeline.without_vectors()
+
+    def parts(self, pipeline: FeaturePipeline) -> Parts:
+        """Return the impressions with the columns of one of the two pipelines, mapped from disk."""
+        # Cosines are the last columns.
+        columns = len(pipeline.dense_names)
+        parts = {part: self.arrays.examples(part) for part in PARTS}
+        return Parts(
+            **{
+                part: replace(
+                    rows,
+                    dense_names=rows.dense_names[:columns],
+                    dense_NC=rows.dense_NC[:, :columns],
+                )
+                for part, rows in parts.items()
+            }
+        )

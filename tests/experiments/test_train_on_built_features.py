@@ -1,0 +1,159 @@
+"""Click models trained on arrays that lie on disk: the same rows, and the log is not read."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import commands
+from experiments.config import RunConfig
+from experiments.marketplace.world import make_world
+from experiments.pipeline import Run
+from experiments.tune import TuneConfig, tune
+from features.build import build_features
+from features.dataset import Dataset
+from ranking.certificate import verify_bundle
+from ranking.tower import TowerConfig
+
+QUICK = {
+    "tower": TowerConfig(max_epochs=1, batch_size=100, production_mlp=(16,), cross_layers=1),
+    "track": False,
+}
+VARIANTS = ("production", "off_the_shelf", "lightgbm")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("w") / "world", products=100, requests=600, seed=0)
+
+
+@pytest.fixture(scope="module")
+def built(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("f") / "features"
+    build_features(world, out, workers="local:1", partitions=3)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(world, built, tmp_path_factory):
+    """A run on built features during which nobody could read the log."""
+    out = tmp_path_factory.mktemp("r") / "run"
+    table = Dataset.raw_table
+
+    def no_log(self, name):
+        assert name not in ("impressions", "events"), f"{name} were read"
+        return table(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dataset, "raw_table", no_log)
+        commands.train(
+            RunConfig(data=world, out=out, features=built, variants=VARIANTS, workers=1, **QUICK)
+        )
+        figures = commands.evaluate(out)
+    return out, figures
+
+
+@pytest.fixture(scope="module")
+def in_memory(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("m") / "run"
+    commands.train(RunConfig(data=world, out=out, variants=VARIANTS, workers=1, **QUICK))
+    return out, commands.evaluate(out)
+
+
+def test_rows_are_those_of_features_made_in_memory(trained, in_memory):
+    disk, memory = (Run.reopen(out).parts for out, _ in (trained, in_memory))
+    for part in ("validation", "test"):
+        ours, theirs = getattr(disk, part), getattr(memory, part)
+        for name in ("sparse_NF", "dense_NC", "product_N", "history_NL", "label_N", "position_N"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    assert isinstance(disk.train.dense_NC, np.memmap) and disk.train.run_rows > 1
+
+
+def test_trees_are_those_of_features_made_in_memory(trained, in_memory):
+    ours, theirs = (figures["lightgbm"] for _, figures in (trained, in_memory))
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_networks_differ_by_the_order_of_the_rows_alone(trained, in_memory):
+    for name in ("production", "off_the_shelf"):
+        ours, theirs = (figures[name]["log_loss"] for _, figures in (trained, in_memory))
+        assert ours != theirs and ours == pytest.approx(theirs, rel=0.05)
+
+
+def test_the_data_are_described_alike(trained, in_memory):
+    ours, theirs = (json.loads((out / "data.json").read_text()) for out, _ in (trained, in_memory))
+    assert ours == theirs
+
+
+def test_the_run_exports_and_the_bundle_scores(trained, tmp_path):
+    bundle = commands.export(trained[0], tmp_path / "bundle", variants=("off_the_shelf",))
+    assert verify_bundle(bundle).passed
+
+
+def test_several_processes_train_to_the_same_figures(world, built, trained, tmp_path):
+    config = RunConfig(
+        data=world, out=tmp_path / "run", features=built, variants=VARIANTS[:2], workers=2, **QUICK
+    )
+    commands.train(config)
+    for name, measures in commands.evaluate(config.out).items():
+        assert measures == trained[1][name]
+
+
+def test_an_interrupted_run_goes_on(world, built, trained, tmp_path, monkeypatch):
+    config = RunConfig(
+        data=world, out=tmp_path / "run", features=built, variants=VARIANTS[:2], workers=1, **QUICK
+    )
+    train_one = Run.train_one
+
+    def dies(self, variant, seed):
+        if variant.name == "off_the_shelf":
+            raise KeyboardInterrupt
+        return train_one(self, variant, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train_one", dies)
+        with pytest.raises(KeyboardInterrupt):
+            commands.train(config)
+    commands.train(config)
+    for name, measures in commands.evaluate(config.out).items():
+        assert measures == trained[1][name]
+
+
+def test_settings_are_searched_on_built_features(world, built, tmp_path):
+    config = TuneConfig(data=world, out=tmp_path / "search", features=built, trials=1, max_epochs=1)
+    assert 0 < tune(config).default_log_loss_nats < 1
+
+
+def test_features_of_other_data_or_settings_are_refused(world, built, trained, tmp_path):
+    def refused(message, **changes):
+        fields = {"data": world, "out": tmp_path / "run", "features": built, "track": False}
+        with pytest.raises(ValueError, match=message):
+            commands.train(RunConfig(**{**fields, **changes}))
+        assert not (tmp_path / "run").exists()
+
+    other = tmp_path / "other"
+    shutil.copytree(world, other)
+    toml = other / "dataset.toml"
+    written = toml.read_text()
+    toml.write_text(written.replace("[features]\n", "[features]\nsimilarity_bins = 3\n"))
+    refused(r"another dataset.toml: \[features\] changed", data=other)
+    toml.write_text(re.sub("test_fraction = .*", "test_fraction = 0.3", written))
+    refused(r"another dataset.toml: \[split\] changed", data=other)
+    toml.write_text(written)
+    shutil.copy(other / "products.parquet", other / "queries.parquet")
+    refused("was built from other tables", data=other)
+    refused("min_count is 3, and .* was built with 2", min_count=3)
+    refused("holds no built features", features=tmp_path)
+    refused("leave one of them out", start_from=trained[0])
+
+
+def test_a_run_is_known_by_what_its_features_hold_and_not_by_where_they_lie(world, built, tmp_path):
+    def identity(features):
+        return RunConfig(data=world, out=tmp_path, features=features).identity("data")
+
+    shutil.copytree(built, tmp_path / "moved")
+    assert identity(tmp_path / "moved") == identity(built)
+    build_features(world, tmp_path / "anew", workers="local:1", seed=1)
+    assert identity(tmp_path / "anew") != identity(built) != identity(None)
