@@ -27,6 +27,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from features.arrays import ARRAYS, DECISIVE, FEATURES, FORMAT, MANIFEST_FILE, PARTS, FeatureArrays
+from features.build_checks import refuse_telling_features
 from features.build_steps import (
     RESULT_FILE,
     ROW,
@@ -45,6 +46,7 @@ from features.dataset import Dataset
 from features.embedding_join import VectorTable, join_vectors
 from features.feature_spec import SIDE_TABLE_KEYS
 from features.leak_guards import SplitPart, refuse_mixed_times
+from features.leaks import RATED_IDS, numbers_of_the_log
 from features.partitions import Task, Workers
 from features.pipeline import FeaturePipeline
 from features.split import EPOCH
@@ -157,6 +159,7 @@ def _build(
     report(1, 1, "splitting by time")
     counted = run("counting", count_partition, [(where, p) for p in parts])
     _refuse_one_class(counted)
+    _refuse_leaks(scratch, plan, dataset)
     keys = with_parents(dataset.spec.features.statistics_keys)
     run("adding up target statistics", merge_targets, [(where, k) for k in range(len(keys))])
     once(scratch / FEATURES, lambda draft: _fit(draft, scratch, plan, dataset, vectors))
@@ -205,6 +208,22 @@ def _split(scratch: Path, plan: BuildPlan, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _refuse_leaks(scratch: Path, plan: BuildPlan, dataset: Dataset) -> None:
+    """Look for features that know the click, in what the partitions sampled and counted."""
+    train, held_out = (
+        pl.concat(_counted(scratch, plan, name)).sort(ROW) for name in ("sample", "held_out")
+    )
+    numbers = numbers_of_the_log(train, dataset.spec)
+    rates = {key: _counted(scratch, plan, f"rates_{key}") for key in RATED_IDS if numbers}
+    refuse_telling_features(train, held_out, rates, dataset)
+
+
+def _counted(scratch: Path, plan: BuildPlan, name: str) -> list[pl.DataFrame]:
+    """What every partition counted."""
+    folders = (scratch / "counted" / f"{partition:05d}" for partition in range(plan.partitions))
+    return [pl.read_parquet(folder / f"{name}.parquet") for folder in folders]
+
+
 def _fit(
     draft: Path,
     scratch: Path,
@@ -214,24 +233,21 @@ def _fit(
 ) -> dict[str, Any]:
     """Fit the pipeline from what the partitions counted, and save it."""
 
-    def read(name: str) -> Iterator[pl.DataFrame]:
-        for partition in range(plan.partitions):
-            yield pl.read_parquet(scratch / "counted" / f"{partition:05d}" / f"{name}.parquet")
+    def read(name: str) -> list[pl.DataFrame]:
+        return _counted(scratch, plan, name)
 
-    sample = pl.concat(list(read("sample"))).sort(ROW)
+    sample = pl.concat(read("sample")).sort(ROW)
     seen = sample
     for table, key in SIDE_TABLE_KEYS.items():
         if not dataset.has(table):
             # The catalogue is what training showed, and the sample is but a part of it.
-            ids = pl.concat(list(read(table))).unique()
+            ids = pl.concat(read(table)).unique()
             seen = pl.concat([seen, ids], how="diagonal") if len(ids) else seen
             assert key in seen.columns
     pipeline = FeaturePipeline(dataset.spec, min_count=plan.min_count)
     pipeline.learn_catalogue(dataset, seen)
     # Equal purchases aside, one order: histories and the saved table must not depend on the parts.
-    pipeline.learn_purchases(
-        pl.concat(list(read("purchases"))).sort("user_id", "time", "product_id")
-    )
+    pipeline.learn_purchases(pl.concat(read("purchases")).sort("user_id", "time", "product_id"))
     if vectors is not None:
         pipeline.learn_vectors(join_vectors(*vectors, pipeline.product_ids_, pipeline.query_ids_))
     else:
@@ -239,7 +255,7 @@ def _fit(
     features = dataset.spec.features
     names = (*features.sparse, *features.bags)
     pipeline.learn_values(
-        {name: pl.concat(list(read(f"values_{place}"))) for place, name in enumerate(names)}
+        {name: pl.concat(read(f"values_{place}")) for place, name in enumerate(names)}
     )
     if features.target_statistics:
         files = sorted((scratch / "targets").glob(f"*/{TARGETS_FILE}"))

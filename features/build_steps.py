@@ -25,17 +25,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.arrays import ARRAYS, FEATURES, PARTS
-from features.columns import canonical, column_violations
+from features.build_checks import refuse_repeated_rows, refuse_wrong_columns, refuse_wrong_rows
+from features.columns import canonical
 from features.dataset import Dataset
-from features.dense import finite_values
 from features.feature_spec import OUTCOMES, SIDE_TABLE_KEYS
 from features.history import purchases_of
-from features.leak_guards import refuse_outcomes_before_their_cause
-from features.leaks import leak_violations
+from features.leak_guards import key_rates, refuse_outcomes_before_their_cause
+from features.leaks import RATED_IDS, numbers_of_the_log
 from features.pipeline import FeaturePipeline
 from features.stable_hash import NULL_HASH, hash_numbers, hash_values
 from features.target_statistics import merge_counts
-from features.violation import refuse_errors
 
 PLAN_FILE, SPLIT_FILE, RESULT_FILE = "plan.json", "split.json", "result.json"
 TARGETS_FILE = "targets.parquet"
@@ -83,8 +82,10 @@ def shuffle_unit(scratch: str, unit: int) -> dict[str, Any]:
         try:
             frame = _read_unit(uri, _wanted_columns(dataset, table), first_group, last_group)
             if table == "events":
-                refuse_errors(column_violations("events", frame))
-                frame = canonical("events", frame).filter(pl.col("kind") == "purchase")
+                refuse_wrong_columns(table, frame)
+                frame = canonical(table, frame)
+                refuse_wrong_rows(table, frame, dataset)
+                frame = frame.filter(pl.col("kind") == "purchase")
                 hash_N = hash_values(frame["user_id"])
                 if "request_id" in frame.columns:
                     request = pl.Series(REQUEST, hash_values(frame["request_id"]))
@@ -92,12 +93,9 @@ def shuffle_unit(scratch: str, unit: int) -> dict[str, Any]:
                 _write_parts(frame.drop("kind"), hash_N, plan.partitions, draft)
                 return {}
             # All of a log's own columns: labels outside 0 and 1 are found here.
-            refuse_errors(column_violations("impressions", frame, names=_checked(frame)))
+            refuse_wrong_columns(table, frame)
             frame = pipeline.checked(frame)
-            for name in dataset.spec.features.dense:
-                if "." not in name:
-                    finite_values(frame[name], name)
-            refuse_errors(leak_violations({"impressions": frame}, dataset.spec))
+            refuse_wrong_rows(table, frame, dataset)
         except ValueError as error:
             raise ValueError(f"{uri}, rows counted from {first_row}: {error}") from error
         user_N, request_N = hash_values(frame["user_id"]), hash_values(frame["request_id"])
@@ -123,6 +121,7 @@ def count_partition(scratch: str, partition: int) -> dict[str, Any]:
 
     def work(draft: Path) -> dict[str, Any]:
         frame = read_partition(folder, plan, "impressions", partition)
+        refuse_repeated_rows(frame, request=REQUEST, row=ROW)
         part_N = parts_of(frame, folder)
         train = frame.filter(pl.Series(part_N == 0))
         pipeline = FeaturePipeline(dataset.spec, min_count=plan.min_count)
@@ -136,11 +135,17 @@ def count_partition(scratch: str, partition: int) -> dict[str, Any]:
         if dataset.spec.features.target_statistics:
             for place, counts in enumerate(pipeline.count_targets(train)):
                 counts.write_parquet(draft / f"targets_{place}.parquet")
-        share = min(1.0, plan.sample_rows / split_of(folder)["rows"][0])
-        drawn_N = hash_numbers(train[ROW].to_numpy(), seed=plan.seed + 1)
-        kept_N = drawn_N < np.uint64(min(share * 2.0**64, 2**64 - 2048))
-        sample = train.filter(pl.Series(kept_N | (share == 1)))
-        sample.write_parquet(draft / "sample.parquet")
+        held_out = frame.filter(pl.Series(part_N > 0))
+        rows = split_of(folder)["rows"]
+        for name, drawn_of, total in (
+            ("sample", train, rows[0]),
+            ("held_out", held_out, sum(rows[1:])),
+        ):
+            sampled(drawn_of, total, plan).write_parquet(draft / f"{name}.parquet")
+        numbers = numbers_of_the_log(frame, dataset.spec)
+        for key in RATED_IDS if numbers else ():
+            counts = key_rates(frame, key, numbers, part_N == 0)
+            counts.write_parquet(draft / f"rates_{key}.parquet")
         if dataset.has("events"):
             purchases = read_partition(folder, plan, "events", partition)
             if REQUEST in purchases.columns:
@@ -266,6 +271,14 @@ def parts_of(frame: pl.DataFrame, folder: Path) -> NDArray[np.int64]:
     return np.searchsorted(np.array(split["boundaries_us"]), start_us_N, side="right")
 
 
+def sampled(rows: pl.DataFrame, total: int, plan: BuildPlan) -> pl.DataFrame:
+    """Return a partition's share of some ``plan.sample_rows`` rows, drawn by their numbers."""
+    if total <= plan.sample_rows:
+        return rows
+    drawn_N = hash_numbers(rows[ROW].to_numpy(), seed=plan.seed + 1)
+    return rows.filter(pl.Series(drawn_N < np.uint64(plan.sample_rows / total * 2.0**64)))
+
+
 def read_partition(folder: Path, plan: BuildPlan, table: str, partition: int) -> pl.DataFrame:
     """Return a partition's rows of a shuffled table, in the order of the log."""
     files = [
@@ -327,11 +340,6 @@ def _wanted_columns(dataset: Dataset, table: str) -> list[str]:
     known = dataset.column_names(table)
     wanted = dict.fromkeys((*needed, "request_id", *OUTCOMES, "position", "sample_weight"))
     return [name for name in wanted if name in known]
-
-
-def _checked(frame: pl.DataFrame) -> set[str]:
-    required = {"request_id", "time", "user_id", "query_id", "product_id", "clicked"}
-    return required | ({"purchased"} & set(frame.columns))
 
 
 def _write_parts(

@@ -82,9 +82,9 @@ def check_dataset(dataset: Dataset, *, max_images: int | None = None) -> list[Vi
     if not any(dataset.has(name) for name in TABLE_NAMES):
         found.append(_about_table("dataset", "there are no tables", "name them under [tables]"))
     found += _duplicate_keys(tables)
-    found += _dangling_ids(tables)
+    found += dangling_ids(tables)
     found += _features(dataset, tables)
-    found += _times(tables)
+    found += odd_times(tables)
     if "products" in tables and max_images != 0:
         found += _images(dataset, tables["products"], max_images)
     found += _one_class_relevance(tables)
@@ -130,7 +130,12 @@ def _duplicate_keys(tables: dict[str, pl.DataFrame]) -> list[Violation]:
     return found
 
 
-def _dangling_ids(tables: dict[str, pl.DataFrame]) -> list[Violation]:
+def dangling_ids(tables: dict[str, pl.DataFrame]) -> list[Violation]:
+    """Find ids of impressions, judgements and events that no row of their table has.
+
+    Args:
+        tables: Tables of the contract's types by name; what is absent is passed over.
+    """
     found = []
     for table, column, target in REFERENCES:
         if table not in tables or target not in tables:
@@ -210,7 +215,12 @@ def _feature_violation(table: str, column: str, values: pl.Series, error: str) -
     )
 
 
-def _times(tables: dict[str, pl.DataFrame]) -> list[Violation]:
+def odd_times(tables: dict[str, pl.DataFrame]) -> list[Violation]:
+    """Find times read in a wrong unit, out of order, or of one request a day apart.
+
+    Args:
+        tables: Tables of the contract's types by name; what is absent is passed over.
+    """
     found = []
     for table in ("impressions", "events"):
         if table not in tables or "time" not in tables[table].columns:

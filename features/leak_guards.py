@@ -1,19 +1,17 @@
 """Refusals of what would let a model see the answer: later rows, its own row, a mixed split.
 
-Shape letters: N rows, V distinct keys.
+Shape letters: N rows, V distinct keys of more than one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-
-from features.stable_hash import NULL_HASH, hash_values
 
 MIXED_SHARE = 0.01
 """Rows of a part that may be later than the next part begins: requests that take a while."""
@@ -93,33 +91,72 @@ def refuse_outcomes_before_their_cause(
         )
 
 
-def statistic_that_saw_its_row(
-    values: pl.Series, keys: Mapping[str, pl.Series], clicked_N: NDArray, train_N: NDArray[np.bool_]
-) -> str | None:
-    """Return the key whose click rate over the rows themselves a column is; None if no key's.
+def key_rates(
+    rows: pl.DataFrame, key: str, columns: Sequence[str], train_N: NDArray[np.bool_]
+) -> pl.DataFrame:
+    """Count clicks by key, and between which values some columns lie there.
+
+    A log of any size is counted in parts, which ``rates_that_saw_their_rows`` adds up.
+
+    Args:
+        rows: Impressions with ``clicked``, the key and the columns.
+        key: Column that a rate could be of.
+        columns: Numeric columns.
+        train_N: True for training rows, shape (N,).
+
+    Returns:
+        A row for each key over all rows, and another over training rows alone (``of``).
+    """
+    numbers = {
+        # A missing value is no rate.
+        name: pl.col(name).cast(pl.Float64).fill_nan(None).fill_null(float("inf"))
+        for name in columns
+    }
+    counts = (
+        pl.len().alias("shown"),
+        pl.col("clicked").fill_null(0).cast(pl.Int64).sum().alias("clicks"),
+        *(number.min().alias(f"low {name}") for name, number in numbers.items()),
+        *(number.max().alias(f"high {name}") for name, number in numbers.items()),
+    )
+    by_part = (rows, rows.filter(pl.Series(train_N)))
+    return pl.concat(
+        part.drop_nulls(key).group_by(key).agg(*counts).with_columns(of=pl.lit(of))
+        for of, part in zip(("all rows", "training rows"), by_part, strict=True)
+    )
+
+
+def rates_that_saw_their_rows(
+    counts: Iterable[pl.DataFrame], key: str, columns: Sequence[str]
+) -> list[str]:
+    """Return the columns that are a key's click rate over the very rows that they describe.
 
     A rate per product that was computed on the whole log, or on all training rows, and joined
     back has seen the click of every row that it describes.
 
     Args:
-        values: A numeric column of the impressions, shape (N,).
-        keys: Columns that a rate could be of, each shape (N,).
-        clicked_N: 0 or 1, shape (N,).
-        train_N: True for training rows, shape (N,).
+        counts: ``key_rates`` of all parts of a log.
+        key, columns: As given there.
     """
-    value_N = values.cast(pl.Float64).fill_null(np.nan).to_numpy()
-    for name, key in keys.items():
-        hash_N = hash_values(key)
-        for fitted_N in (np.ones(len(train_N), bool), train_N):
-            rows_N = np.flatnonzero((hash_N != NULL_HASH) & fitted_N)
-            _, code_N = np.unique(hash_N[rows_N], return_inverse=True)
-            shown_V = np.bincount(code_N)
-            rate_N = (np.bincount(code_N, weights=clicked_N[rows_N]) / shown_V)[code_N]
-            # A key of one row has its label for a rate, and most columns of 0 and 1 would match.
-            often_N = shown_V[code_N] > 1
-            if not often_N.any() or np.ptp(rate_N[often_N]) == 0:
-                continue
-            same_N = np.isclose(value_N[rows_N], rate_N, rtol=1e-5, atol=1e-7)
-            if same_N[often_N].mean() >= SAME_SHARE:
-                return name
-    return None
+    summed = (
+        pl.concat(counts)
+        .group_by("of", key)
+        .agg(
+            pl.col("shown", "clicks").sum(),
+            pl.col(f"low {name}" for name in columns).min(),
+            pl.col(f"high {name}" for name in columns).max(),
+        )
+        # A key of one row has its label for a rate, and most columns of 0 and 1 would match.
+        .filter(pl.col("shown") > 1)
+    )
+    found = []
+    for fitted in summed.partition_by("of"):
+        shown_V = fitted["shown"].to_numpy()
+        rate_V = fitted["clicks"].to_numpy() / shown_V
+        if np.ptp(rate_V) == 0:
+            continue
+        for name in columns:
+            ends = (fitted[f"{end} {name}"].to_numpy() for end in ("low", "high"))
+            same_V = np.all([np.isclose(end_V, rate_V, rtol=1e-5, atol=1e-7) for end_V in ends], 0)
+            if shown_V[same_V].sum() >= SAME_SHARE * shown_V.sum():
+                found.append(name)
+    return [name for name in columns if name in found]

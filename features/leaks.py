@@ -5,6 +5,7 @@ Shape letters: N impressions, V distinct values of a feature.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
@@ -12,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.feature_spec import SIDE_TABLE_KEYS, TIME_PARTS
-from features.leak_guards import statistic_that_saw_its_row
+from features.leak_guards import key_rates, rates_that_saw_their_rows
 from features.schema import DatasetSpec
 from features.sparse import as_text
 from features.split import request_start_us
@@ -26,6 +27,9 @@ MIN_ROWS_OF_A_CLASS = 10
 """With fewer clicks or non-clicks to judge by, a perfect AUC happens by chance."""
 
 DENSE_BINS = 64
+
+RATED_IDS = ("user_id", "query_id", "product_id")
+"""Whose click rates are looked for among the dense columns."""
 
 
 def leak_violations(tables: dict[str, pl.DataFrame], spec: DatasetSpec) -> list[Violation]:
@@ -129,27 +133,46 @@ def statistics_that_saw_their_rows(
         spec: Names the features.
         train_N: True for training rows, shape (N,).
     """
-    ids = ("user_id", "query_id", "product_id")
-    keys = {name: impressions[name] for name in ids if name in impressions.columns}
-    clicked_N = impressions["clicked"].fill_null(0).to_numpy()
-    found = []
-    for name in spec.features.dense:
-        if name not in impressions.columns or not impressions[name].dtype.is_numeric():
-            continue
-        key = statistic_that_saw_its_row(impressions[name], keys, clicked_N, train_N)
-        if key is not None:
-            found.append(
-                Violation(
-                    table="impressions",
-                    column=name,
-                    row=None,
-                    problem=f"feature {name!r} is the click rate of {key} over the very rows that "
-                    "it describes: each saw its own click, and later ones",
-                    advice=f"list {key!r} under target_statistics instead, which count strictly "
-                    "earlier rows",
-                )
-            )
-    return found
+    names = numbers_of_the_log(impressions, spec)
+    keys = [name for name in RATED_IDS if name in impressions.columns]
+    rates = {key: [key_rates(impressions, key, names, train_N)] for key in keys if names}
+    return rate_violations(rates, names)
+
+
+def numbers_of_the_log(impressions: pl.DataFrame, spec: DatasetSpec) -> list[str]:
+    """Return the dense features that are columns of the impressions and numbers."""
+    return [
+        name
+        for name in spec.features.dense
+        if name in impressions.columns and impressions[name].dtype.is_numeric()
+    ]
+
+
+def rate_violations(
+    rates: Mapping[str, Iterable[pl.DataFrame]], names: Sequence[str]
+) -> list[Violation]:
+    """Say which dense columns are click rates, of which id.
+
+    Args:
+        rates: By id, ``key_rates`` of all parts of the log.
+        names: The dense columns that were counted.
+    """
+    key_of: dict[str, str] = {}
+    for key, counts in rates.items():
+        key_of = dict.fromkeys(rates_that_saw_their_rows(counts, key, names), key) | key_of
+    return [
+        Violation(
+            table="impressions",
+            column=name,
+            row=None,
+            problem=f"feature {name!r} is the click rate of {key_of[name]} over the very rows that "
+            "it describes: each saw its own click, and later ones",
+            advice=f"list {key_of[name]!r} under target_statistics instead, which count strictly "
+            "earlier rows",
+        )
+        for name in names
+        if name in key_of
+    ]
 
 
 def feature_values(name: str, tables: dict[str, pl.DataFrame]) -> pl.Series | None:

@@ -1,12 +1,15 @@
+from itertools import pairwise
+
 import numpy as np
 import polars as pl
 import pytest
 
 from features.leak_guards import (
     SplitPart,
+    key_rates,
+    rates_that_saw_their_rows,
     refuse_mixed_times,
     refuse_outcomes_before_their_cause,
-    statistic_that_saw_its_row,
 )
 from features.stable_hash import hash_values
 from features.target_statistics import earlier_counts
@@ -50,34 +53,53 @@ def test_an_outcome_stamped_before_its_cause_is_refused():
 @pytest.fixture
 def log():
     rng = np.random.default_rng(0)
-    key = pl.Series(rng.integers(0, 20, ROWS)).cast(pl.String)
-    return key, (rng.random(ROWS) < 0.3).astype(int), np.arange(ROWS) < 400
+    product = pl.Series(rng.integers(0, 20, ROWS)).cast(pl.String)
+    return pl.DataFrame({"product_id": product, "clicked": (rng.random(ROWS) < 0.3).astype(int)})
 
 
-def rate_of(key, clicked, rows):
-    frame = pl.DataFrame({"key": key, "clicked": clicked})
-    rates = frame.filter(pl.Series(rows)).group_by("key").agg(rate=pl.col("clicked").mean())
-    return frame.join(rates, on="key", how="left", maintain_order="left")["rate"]
+TRAIN = np.arange(ROWS) < 400
 
 
-def test_a_rate_of_the_whole_log_has_seen_its_row(log):
-    key, clicked, train = log
-    for rows in (np.ones(ROWS, bool), train):
-        rate = rate_of(key, clicked, rows)
-        assert statistic_that_saw_its_row(rate, {"product_id": key}, clicked, train) == "product_id"
+def found(log, values, key="product_id", cuts=(0, ROWS)):
+    """Whether a column is taken for a click rate of ``key``, counted in parts."""
+    log = log.with_columns(value=pl.Series(values))
+    parts = [slice(start, stop) for start, stop in pairwise(cuts)]
+    counts = [key_rates(log[part], key, ["value"], TRAIN[part]) for part in parts]
+    return rates_that_saw_their_rows(counts, key, ["value"]) == ["value"]
+
+
+def rate_of(log, rows):
+    rates = log.filter(pl.Series(rows)).group_by("product_id").agg(rate=pl.col("clicked").mean())
+    return log.join(rates, on="product_id", how="left", maintain_order="left")["rate"]
+
+
+@pytest.mark.parametrize("cuts", [(0, ROWS), (0, 7, 401, ROWS)])
+@pytest.mark.parametrize("rows", [np.ones(ROWS, bool), TRAIN])
+def test_a_rate_of_the_whole_log_has_seen_its_row(log, rows, cuts):
+    assert found(log, rate_of(log, rows), cuts=cuts)
+
+
+def test_one_key_of_another_value_is_no_rate_any_more(log):
+    rate = rate_of(log, np.ones(ROWS, bool))
+    first = pl.int_range(pl.len()) == 0
+    for other in (0.9, 0.0, None, float("nan")):
+        changed = log.select(pl.when(first).then(other).otherwise(rate)).to_series()
+        assert not found(log, changed)
 
 
 def test_a_rate_of_earlier_rows_has_not(log):
-    key, clicked, train = log
+    key, clicked = log["product_id"], log["clicked"].to_numpy()
     earlier = earlier_counts(key, np.arange(ROWS), {"clicks": clicked})
-    rate = pl.Series(earlier["clicks"] / np.maximum(earlier["shown"], 1))
-    assert statistic_that_saw_its_row(rate, {"product_id": key}, clicked, train) is None
-    price = pl.Series(hash_values(key) % np.uint64(7)).cast(pl.Float64)
-    assert statistic_that_saw_its_row(price, {"product_id": key}, clicked, train) is None
+    assert not found(log, earlier["clicks"] / np.maximum(earlier["shown"], 1))
+    assert not found(log, pl.Series(hash_values(key) % np.uint64(7)).cast(pl.Float64))
 
 
 def test_keys_of_one_row_each_say_nothing(log):
-    _, clicked, train = log
-    alone = pl.Series(np.arange(ROWS)).cast(pl.String)
-    column = pl.Series(clicked).cast(pl.Float64)
-    assert statistic_that_saw_its_row(column, {"request_id": alone}, clicked, train) is None
+    alone = log.with_columns(request_id=pl.int_range(pl.len()).cast(pl.String))
+    assert not found(alone, log["clicked"].cast(pl.Float64), key="request_id")
+
+
+def test_a_log_without_a_key_or_of_one_rate_says_nothing(log):
+    nobody = log.with_columns(product_id=pl.lit(None, pl.String))
+    assert not found(nobody, np.zeros(ROWS))
+    assert not found(log.with_columns(clicked=pl.lit(0)), np.zeros(ROWS))
