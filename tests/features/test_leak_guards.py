@@ -84,7 +84,7 @@ def test_one_key_of_another_value_is_no_rate_any_more(log):
     first = pl.int_range(pl.len()) == 0
     for other in (0.9, 0.0, None, float("nan")):
         changed = log.select(pl.when(first).then(other).otherwise(rate)).to_series()
-        assert not found(log, changed)
+        assert not found(log, changed, cuts=(0, 1, ROWS))
 
 
 def test_a_rate_of_earlier_rows_has_not(log):
