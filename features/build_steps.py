@@ -33,7 +33,7 @@ from features.history import purchases_of
 from features.leak_guards import key_rates, refuse_outcomes_before_their_cause
 from features.leaks import RATED_IDS, numbers_of_the_log
 from features.pipeline import FeaturePipeline
-from features.stable_hash import NULL_HASH, hash_numbers, hash_values
+from features.stable_hash import NULL_HASH, hash_numbers, hash_values, in_sample
 from features.target_statistics import merge_counts
 
 PLAN_FILE, SPLIT_FILE, RESULT_FILE = "plan.json", "split.json", "result.json"
@@ -273,10 +273,9 @@ def parts_of(frame: pl.DataFrame, folder: Path) -> NDArray[np.int64]:
 
 def sampled(rows: pl.DataFrame, total: int, plan: BuildPlan) -> pl.DataFrame:
     """Return a partition's share of some ``plan.sample_rows`` rows, drawn by their numbers."""
-    if total <= plan.sample_rows:
-        return rows
-    drawn_N = hash_numbers(rows[ROW].to_numpy(), seed=plan.seed + 1)
-    return rows.filter(pl.Series(drawn_N < np.uint64(plan.sample_rows / total * 2.0**64)))
+    row_N = rows[ROW].to_numpy()
+    drawn_N = in_sample(row_N, rows=plan.sample_rows, total=total, seed=plan.seed + 1)
+    return rows.filter(pl.Series(drawn_N))
 
 
 def read_partition(folder: Path, plan: BuildPlan, table: str, partition: int) -> pl.DataFrame:

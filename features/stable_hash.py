@@ -40,6 +40,20 @@ def hash_numbers(number_N: NDArray[np.integer], *, seed: int = 0) -> NDArray[np.
     return mix(number_N.astype(np.uint64) * _GOLDEN + start)
 
 
+def in_sample(row_N: NDArray[np.integer], *, rows: int, total: int, seed: int) -> NDArray[np.bool_]:
+    """Say which rows a sample holds: a row is in it or not whoever asks, shape (N,).
+
+    Args:
+        row_N: Numbers of the rows.
+        rows: Size of the sample, about; all rows are in it if there are no more than that.
+        total: Rows that it is drawn from.
+        seed: Of the draw.
+    """
+    if total <= rows:
+        return np.ones(len(row_N), bool)
+    return hash_numbers(row_N, seed=seed) < np.uint64(rows / total * 2.0**64)
+
+
 def hash_values(values: pl.Series) -> NDArray[np.uint64]:
     """Hash categorical values by their text: 3 and "3" are one value, null is 0, shape (N,).
 

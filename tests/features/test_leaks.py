@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from features import leaks
 from features.leaks import (
     _auc,
     feature_values,
@@ -35,6 +36,21 @@ def found(log, **features):
     spec = DatasetSpec(name="x", features=FeatureNames(**{"sparse": (), **features}))
     train_N = np.arange(ROWS) < 280
     return near_perfect_features({"impressions": log}, spec, train_N)
+
+
+def test_a_sample_finds_what_knows_the_click(log, monkeypatch):
+    spec = DatasetSpec(name="x", features=FeatureNames(sparse=(), dense=("dwell", "noise")))
+    rows = pl.concat([log] * 20).with_columns(noise=pl.int_range(pl.len()) % 97 * 1.0)
+    rows = rows.with_columns(dwell=pl.col("clicked") * 100 + pl.col("noise"))
+    looked_at = []
+    monkeypatch.setattr(leaks, "_auc", lambda *rows: looked_at.append(len(rows[0])) or 0.99)
+    train_N = np.arange(len(rows)) < 6000
+    tables = {"impressions": rows}
+    assert len(near_perfect_features(tables, spec, train_N, sample_rows=500)) == 2
+    assert all(400 < rows < 600 for rows in looked_at)
+    monkeypatch.undo()
+    (violation,) = near_perfect_features(tables, spec, train_N, sample_rows=500)
+    assert violation.column == "dwell"
 
 
 def test_auc_agrees_with_sklearn():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.stable_hash import hash_numbers, hash_together, hash_values
+from features.stable_hash import hash_numbers, hash_together, hash_values, in_sample
 
 MASK = 2**64 - 1
 
@@ -57,3 +57,15 @@ def test_the_order_of_columns_counts_and_null_has_no_hash():
     a, b = pl.Series(["x", "y", None]), pl.Series(["y", "x", "x"])
     ab, ba = hash_together([a, b]), hash_together([b, a])
     assert ab[0] != ba[0] and ab[0] == ba[1] and ab[2] == ba[2] == 0
+
+
+def test_a_sample_is_about_as_large_as_asked_and_the_same_whoever_asks():
+    row_N = np.arange(100_000)
+    drawn_N = in_sample(row_N, rows=20_000, total=len(row_N), seed=1)
+    # Five deviations of a binomial draw.
+    assert abs(drawn_N.sum() - 20_000) < 5 * np.sqrt(100_000 * 0.2 * 0.8)
+    np.testing.assert_array_equal(
+        in_sample(row_N[70:90], rows=20_000, total=len(row_N), seed=1), drawn_N[70:90]
+    )
+    assert (in_sample(row_N, rows=20_000, total=len(row_N), seed=2) != drawn_N).any()
+    assert in_sample(row_N[:5], rows=5, total=5, seed=1).all()
