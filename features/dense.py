@@ -168,5 +168,7 @@ def _skewness(value_N: NDArray[np.float64]) -> float:
         return 0.0
     # Scaled first: cubes of large numbers overflow.
     centred_N = (value_N - value_N.mean()) / np.abs(value_N).max()
-    spread = float(np.sqrt(np.mean(centred_N**2)))
-    return float(np.mean(centred_N**3)) / spread**3 if spread > 0 else 0.0
+    square_N = centred_N**2
+    spread = float(np.sqrt(np.mean(square_N)))
+    # By multiplication: numpy takes third powers by logarithm, ten times as long.
+    return float(np.mean(square_N * centred_N)) / spread**3 if spread > 0 else 0.0
