@@ -42,6 +42,11 @@ class BuiltFeatures:
         """The pipeline without cosines, which serves all variants."""
         return self.compared_pipeline.without_vectors()
 
+    def compares_by(self, vectors_fingerprint: str | None) -> bool:
+        """Whether the arrays hold the cosines of these vectors."""
+        built = self.compared_pipeline.cosines_fingerprint
+        return built is not None and built == vectors_fingerprint
+
     def parts(self, pipeline: FeaturePipeline) -> Parts:
         """Return the impressions with the columns of one of the two pipelines, mapped from disk."""
         # Cosines are the last columns.

@@ -103,20 +103,16 @@ class Run:
             if name not in names
         }
         self.dataset.require("impressions", needed_for="training a click model")
-        # Before the folder is begun, so that what is refused leaves nothing behind. Whoever only
-        # reads a run, or trains no encoder, need not wait for every image to be decoded.
-        trains = any(v.vectors not in (None, "off_the_shelf") for v in self.variants)
-        max_images = None if trains and not reopen else 0
         self.built = BuiltFeatures.of(config, self.dataset)
         """Arrays on disk that take the place of the log; None where features are made here."""
-        # What was built was checked as it was read.
-        checked = self.dataset if self.built is None else self.dataset.without_log()
-        refuse_errors(check_dataset(checked, max_images=max_images))
-        described = describe_data(self.dataset, self.built.arrays if self.built else self.split)
         identity = config.identity(self.dataset.fingerprint())
         if reopen:
+            # Of the same data, so they were checked.
             self.folder = RunFolder.reopen(config.out, identity)
         else:
+            # Before the folder is begun, so that what is refused leaves nothing behind.
+            self._refuse_wrong_data()
+            described = describe_data(self.dataset, self.built.arrays if self.built else self.split)
             self.folder = RunFolder.begin_(config.out, identity, overwrite=config.overwrite)
             write_json(self.folder.path / "config.json", config)
             write_json(self.folder.path / ENVIRONMENT, collect_environment())
@@ -129,6 +125,13 @@ class Run:
         self._compared_parts: dict[VectorSource, Parts] = {}
         if self.bins and not reopen and all(v.vectors is None for v in self.variants):
             self.left_out["similarity_bins"] = "no variant here has vectors to compare products by"
+
+    def _refuse_wrong_data(self) -> None:
+        # Who trains no encoder need not wait for every image to be decoded.
+        trains = any(v.vectors not in (None, "off_the_shelf") for v in self.variants)
+        # What was built was checked as it was read.
+        checked = self.dataset if self.built is None else self.dataset.without_log()
+        refuse_errors(check_dataset(checked, max_images=None if trains else 0))
 
     @cached_property
     def split(self) -> Split:
@@ -155,18 +158,18 @@ class Run:
 
         It is without the columns that come from vectors, which ``pipeline_of`` adds.
         """
-        if self._pipeline is None and self.built is not None:
-            self._pipeline = self._kept(self.built.pipeline, features_at(None))
         if self._pipeline is None:
-            with self.progress.stage("features"):
-                spec = self.dataset.spec
-                plain = replace(spec.features, similarity_bins=0)
-                fitted = FeaturePipeline(
-                    spec.model_copy(update={"features": plain}), min_count=self.config.min_count
-                )
-                fitted.fit(self.dataset, self.split.train)
-                self._pipeline = self._kept(fitted, features_at(None))
+            self._pipeline = self._kept(features_at(None), self._fitted)
         return self._pipeline
+
+    def _fitted(self) -> FeaturePipeline:
+        if self.built is not None:
+            return self.built.pipeline
+        with self.progress.stage("features"):
+            spec = self.dataset.spec
+            plain = spec.model_copy(update={"features": replace(spec.features, similarity_bins=0)})
+            fitted = FeaturePipeline(plain, min_count=self.config.min_count)
+            return fitted.fit(self.dataset, self.split.train)
 
     def pipeline_of(self, variant: Variant) -> FeaturePipeline:
         """Return the features that a variant is given: with cosines, if asked for, of its vectors.
@@ -177,19 +180,24 @@ class Run:
         if source is None or not self.bins:
             return self.pipeline
         if source not in self._compared:
-            vectors, train = self.joined(variant), self.parts.train
-            assert vectors is not None
-            built = self.built and self.built.compared_pipeline
-            if built is not None and built.cosines_fingerprint == vectors.fingerprint:
-                self._compared[source] = self._kept(built, features_at(source))
-                return self._compared[source]
-            with self.progress.stage(f"cosines of {source} vectors"):
-                fitted = self.pipeline.compared_by(vectors, train, bins=self.bins)
-                self._compared[source] = self._kept(fitted, features_at(source))
+            self._compared[source] = self._kept(
+                features_at(source), lambda: self._fitted_compared(variant)
+            )
         return self._compared[source]
 
-    def _kept(self, fitted: FeaturePipeline, at: str) -> FeaturePipeline:
-        """A pipeline stored in the run, gone on from that of the earlier run if there is one."""
+    def _fitted_compared(self, variant: Variant) -> FeaturePipeline:
+        vectors, train = self.joined(variant), self.parts.train
+        assert vectors is not None
+        if self.built is not None and self.built.compares_by(vectors.fingerprint):
+            return self.built.compared_pipeline
+        with self.progress.stage(f"cosines of {variant.vectors} vectors"):
+            return self.pipeline.compared_by(vectors, train, bins=self.bins)
+
+    def _kept(self, at: str, fit: Callable[[], FeaturePipeline]) -> FeaturePipeline:
+        """A pipeline of the run, fitted and stored if it is not there; or gone on from."""
+        if (self.folder.path / at).is_dir():
+            return FeaturePipeline.load(self.folder.path / at)
+        fitted = fit()
         if self.config.start_from is not None:
             fitted.continue_from(FeaturePipeline.load(self.config.start_from / at))
         self.folder.once(at, fitted.save_)
@@ -215,7 +223,7 @@ class Run:
         pipeline, source = self.pipeline_of(variant), variant.vectors
         if pipeline is self.pipeline or source is None:
             return self.parts
-        if self.built is not None and pipeline is self.built.compared_pipeline:
+        if self.built is not None and self.built.compares_by(pipeline.cosines_fingerprint):
             return self.built.parts(pipeline)
         if source not in self._compared_parts:
             # One kind at a time: each holds its own copy of all dense columns.

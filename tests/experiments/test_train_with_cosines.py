@@ -8,11 +8,12 @@ from polars.testing import assert_frame_equal
 from embeddings.stage1 import Stage1Config
 from embeddings.stage2 import Stage2Config
 from embeddings.store import VectorStore
-from experiments import commands
+from experiments import commands, pipeline
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
 from experiments.pipeline import Run
 from features.build import build_features
+from features.pipeline import FeaturePipeline
 from ranking.certificate import verify_bundle
 from ranking.tower import TowerConfig
 
@@ -149,3 +150,20 @@ def test_built_cosines_serve_the_variant_of_their_vectors_alone(trained, world, 
     )
     bundle = commands.export(config.out, tmp_path / "bundle", variants=["dashclip"])
     assert verify_bundle(bundle).passed
+
+
+def test_a_run_that_is_read_again_fits_nothing(trained, monkeypatch):
+    def fits(*_args, **_options):
+        raise AssertionError("features were fitted again")
+
+    monkeypatch.setattr(FeaturePipeline, "fit", fits)
+    monkeypatch.setattr(FeaturePipeline, "compared_by", fits)
+    monkeypatch.setattr(pipeline, "check_dataset", fits)
+    line, by_name = line_of(trained)
+    for variant in by_name.values():
+        p_N = (
+            line.train(variant)[0]
+            .model()
+            .predict_proba(line.parts_of(variant).test, line.joined(variant))
+        )
+        np.testing.assert_array_equal(p_N, line.train(variant)[0].p_test_N)
