@@ -17,11 +17,10 @@ from experiments.ab_result import AbResult
 from experiments.comparison import Comparison
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.marketplace.world import make_world
+from experiments.offline_metrics import mean_over_seeds, offline_metrics
 from experiments.pipeline import (
     Run,
     RunResult,
-    mean_over_seeds,
-    offline_metrics,
 )
 from experiments.pipeline import run as run
 from experiments.progress import Progress, Silent

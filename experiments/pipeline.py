@@ -21,6 +21,7 @@ from experiments.comparison import Comparison
 from experiments.config import AbConfig, RunConfig
 from experiments.data_summary import describe_data
 from experiments.marketplace.world import World
+from experiments.offline_metrics import mean_over_seeds, offline_metrics
 from experiments.progress import Progress, Silent
 from experiments.records import (
     DATA,
@@ -34,9 +35,9 @@ from experiments.records import (
 )
 from experiments.run_folder import RunFolder, full_disk_named
 from experiments.schedule_trainings import Training, plan_workers, train_in_processes
+from experiments.scored_requests import Scorer
 from experiments.simulate_config import SimulateConfig
 from experiments.simulation import run_ab
-from experiments.slices import test_slices
 from experiments.training import (
     Parts,
     Trained,
@@ -47,6 +48,7 @@ from experiments.training import (
     train_once,
     trained_at,
 )
+from experiments.truth import oracle_auc, truth_folder
 from experiments.variants import (
     REGISTRY,
     STANDARD,
@@ -61,11 +63,6 @@ from features.dataset import Dataset, Split
 from features.embedding_join import Vectors, join_vectors
 from features.pipeline import FeaturePipeline
 from features.violation import refuse_errors
-from ranking.intervals import delong_interval
-from ranking.metrics import auc
-from ranking.scorecard import click_metrics, sliced_metrics
-
-Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,55 +386,6 @@ def read_run_config(path: Path) -> RunConfig:
     return RunConfig.model_validate({**fields, "out": path})
 
 
-def oracle_auc(dataset: Dataset, split: Split) -> dict[str, float]:
-    """Return the AUC of the true click probabilities on the test rows, where they are known.
-
-    Returns:
-        ``oracle.auc`` knows the slot as well; ``oracle_without_position.auc`` knows all but the
-        slot, like a perfect model that scores before the auction. Empty for a dataset that was
-        not simulated.
-    """
-    truth = truth_folder(dataset)
-    if truth is None:
-        return {}
-    p_click = pl.read_parquet(truth / "impressions.parquet")[split.test_row_N]
-    label_N = split.test["clicked"].to_numpy()
-    return {
-        "oracle.auc": auc(label_N, p_click["p_click"].to_numpy()),
-        "oracle_without_position.auc": auc(label_N, p_click["p_click_blind"].to_numpy()),
-    }
-
-
-def mean_over_seeds(trained: list[Trained]) -> NDArray[np.float64]:
-    """Return the mean of the seeds' test predictions, shape (N,)."""
-    return np.mean([one.p_test_N for one in trained], axis=0)
-
-
-def offline_metrics(
-    parts: Parts, p_test_N: NDArray[np.float64], confidence: float
-) -> dict[str, float]:
-    """Return every offline measure of one variant's test predictions, slices included.
-
-    Args:
-        parts: The impressions; slices are defined by what training rows hold.
-        p_test_N: pCTR of the test rows, shape (N,).
-        confidence: Of the DeLong interval of the AUC.
-
-    Returns:
-        ``auc``, ``auc_low``, ``auc_high``, ``log_loss`` (nats), ``normalized_entropy`` and the rest
-        of ``ranking.scorecard``, and the same by slice, such as ``slice.cold_products.auc``.
-    """
-    test = parts.test
-    assert test.label_N is not None
-    _, low, high = delong_interval(
-        test.label_N, p_test_N, confidence=confidence, cluster_N=test.user_N
-    )
-    measures = click_metrics(test.label_N, p_test_N, test.user_N)
-    measures |= {"auc_low": low, "auc_high": high}
-    slices = sliced_metrics(test.label_N, p_test_N, test_slices(parts.train, test), test.user_N)
-    return measures | {f"slice.{key}": value for key, value in slices.items()}
-
-
 def _simulate(line: Run, trained: dict[str, list[Trained]]) -> AbResult | None:
     if not line.config.simulate:
         line.left_out["ab"] = "the run was told not to simulate"
@@ -482,14 +430,6 @@ def ab_between(line: Run, control: Trained, treatment: Trained, ab: AbConfig) ->
         data=line.dataset.fingerprint(),
         progress=line.progress,
     )
-
-
-def truth_folder(dataset: Dataset) -> Path | None:
-    """Return where a simulated dataset keeps its truth, or None for any other."""
-    if dataset.folder is None or not dataset.spec.simulated:
-        return None
-    folder = Path(dataset.folder) / "truth"
-    return folder if folder.is_dir() else None
 
 
 def _metrics(

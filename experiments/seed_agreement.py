@@ -30,7 +30,8 @@ from embeddings.stage2 import Stage2Config
 from experiments.config import RunConfig
 from experiments.marketplace.requests import Requests
 from experiments.marketplace.world import World, make_world
-from experiments.pipeline import Run, mean_over_seeds
+from experiments.offline_metrics import mean_over_seeds
+from experiments.pipeline import Run
 from experiments.progress import Progress, Silent
 from experiments.rank_agreement import RankAgreement, mean_ranks, rank_agreement
 from experiments.records import read_json, write_json

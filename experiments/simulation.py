@@ -22,6 +22,7 @@ from experiments.progress import Progress, Silent
 from experiments.records import write_bytes
 from experiments.scored_requests import Scorer
 from experiments.simulate_config import SimulateConfig
+from experiments.truth import truth_folder
 from features.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _registrar(
 
 
 def _arm_of_run(runs: dict[Path, Run], folder: Path, variant: str, progress: Progress) -> Arm:
-    from experiments.pipeline import Run, truth_folder
+    from experiments.pipeline import Run
 
     if folder not in runs:
         runs[folder] = Run.reopen(folder, progress)
@@ -209,7 +210,6 @@ def _arm_of_run(runs: dict[Path, Run], folder: Path, variant: str, progress: Pro
 
 
 def _arm_of_bundle(bundle: Path, dataset: Dataset | None) -> Arm:
-    from experiments.pipeline import truth_folder
     from ranking.score import Scorer as Bundled
 
     scorer = Bundled.load(bundle)
