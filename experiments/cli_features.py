@@ -20,6 +20,7 @@ def features_build(
     seed: int = 0,
     min_count: int = 2,
     vectors: Path | None = None,
+    start_from: Path | None = None,
     json: JsonFile = None,
 ) -> None:
     """Fit all features on the training rows and write every row as shuffled arrays on disk.
@@ -37,6 +38,8 @@ def features_build(
         min_count: Training rows in which a value must appear to get a row of its own.
         vectors: Folder with the stores `products` and `queries`, where similarity_bins of
             [features] asks for cosines.
+        start_from: Features of an earlier run (RUN/features) or build (OUT/features) to go on
+            from: known values keep their rows and scales stay, for `adtower train --start-from`.
         json: Also write rows, columns and collisions there.
     """
     from embeddings.store import VectorStore
@@ -54,6 +57,7 @@ def features_build(
             seed=seed,
             min_count=min_count,
             vectors=stores,
+            start_from=start_from,
             report=report,
         )
     figures: dict[str, float] = {

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from embeddings.stage1 import Stage1Config
 from embeddings.stage2 import Stage2Config
@@ -83,7 +82,8 @@ class RunConfig(BaseModel):
     """All randomness of the run derives from it."""
     start_from: Path | None = None
     """An earlier run, of which each neural variant goes on: vocabularies grow, known ids keep what
-    they learned. It must hold the same variants, features and seeds."""
+    they learned. It must hold the same variants, features and seeds; ``features`` must have been
+    built to go on from its own."""
     seeds: int = Field(default=1, ge=1)
     """Click models trained per variant; with two or more, intervals include the seed's noise."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
@@ -116,16 +116,6 @@ class RunConfig(BaseModel):
     """Whether MLflow is written at all; the run folder is complete either way."""
     tracking_required: bool = False
     """Refuse to begin where MLflow cannot be reached; otherwise a warning, and it catches up."""
-
-    @model_validator(mode="after")
-    def _has_one_origin_of_features(self) -> Self:
-        if self.features is not None and self.start_from is not None:
-            raise ValueError(
-                f"features={str(self.features)!r} with start_from={str(self.start_from)!r}: built "
-                "features number the values of their own log, and a run that goes on keeps the "
-                "earlier run's numbers; leave one of them out"
-            )
-        return self
 
     def identity(self, data_fingerprint: str) -> dict[str, object]:
         """Return what makes two runs the same run: settings and data, not where they are kept."""

@@ -129,6 +129,9 @@ class Run:
         # What was built was checked as it was read.
         checked = self.dataset if self.built is None else self.dataset.without_log()
         refuse_errors(check_dataset(checked, max_images=None if trains else 0))
+        if self.built is not None and self.config.start_from is not None:
+            earlier = FeaturePipeline.load(self.config.start_from / features_at(None))
+            self.built.pipeline.refuse_unless_continuing(earlier)
 
     @cached_property
     def split(self) -> Split:
@@ -196,7 +199,11 @@ class Run:
             return FeaturePipeline.load(self.folder.path / at)
         fitted = fit()
         if self.config.start_from is not None:
-            fitted.continue_from(FeaturePipeline.load(self.config.start_from / at))
+            earlier = FeaturePipeline.load(self.config.start_from / at)
+            if self.built is None:
+                fitted.continue_from(earlier)
+            else:
+                fitted.refuse_unless_continuing(earlier)
         self.folder.once(at, fitted.save_)
         return fitted
 

@@ -48,7 +48,7 @@ from features.feature_spec import SIDE_TABLE_KEYS
 from features.leak_guards import SplitPart, refuse_mixed_times
 from features.leaks import RATED_IDS, numbers_of_the_log
 from features.partitions import Task, Workers
-from features.pipeline import FeaturePipeline
+from features.pipeline import TRANSFORMS_FILE, FeaturePipeline
 from features.split import EPOCH
 from features.target_rates import with_parents
 
@@ -75,6 +75,7 @@ def build_features(
     min_count: int = 2,
     sample_rows: int = SAMPLE_ROWS,
     vectors: tuple[VectorTable, VectorTable] | None = None,
+    start_from: str | Path | None = None,
     report: Report | None = None,
 ) -> FeatureArrays:
     """Fit all features of a dataset on its training rows and write every row's arrays.
@@ -89,6 +90,8 @@ def build_features(
         min_count: See ``Vocabulary``.
         sample_rows: Training rows that dense columns are scaled by, about.
         vectors: Product and query vectors, where ``similarity_bins`` asks for them.
+        start_from: Folder of earlier features (``RUN/features``), whose known values keep their
+            rows and whose scales stay, so that a model of theirs can go on.
         report: Told of the steps.
 
     Raises:
@@ -114,7 +117,8 @@ def build_features(
         min_count=min_count,
         units=units,
     )
-    fingerprint = _fingerprint(dataset, plan, vectors)
+    earlier = None if start_from is None else FeaturePipeline.load(start_from)
+    fingerprint = _fingerprint(dataset, plan, vectors, start_from)
     manifest = out / MANIFEST_FILE
     if manifest.is_file() and json.loads(manifest.read_text())["build"] == fingerprint:
         return FeatureArrays.open(out)
@@ -127,7 +131,7 @@ def build_features(
         scratch.mkdir(exist_ok=True)
         plan.save_(scratch)
         with Workers(workers) as hands:
-            _build(scratch, plan, dataset, vectors, hands, report)
+            _build(scratch, plan, dataset, vectors, earlier, hands, report)
             _publish(scratch, out, plan, fingerprint, dataset, hands)
             report(1, 1, "publishing")
     return FeatureArrays.open(out)
@@ -138,6 +142,7 @@ def _build(
     plan: BuildPlan,
     dataset: Dataset,
     vectors: tuple[VectorTable, VectorTable] | None,
+    earlier: FeaturePipeline | None,
     workers: Workers,
     report: Report,
 ) -> None:
@@ -162,7 +167,7 @@ def _build(
     _refuse_leaks(scratch, plan, dataset)
     keys = with_parents(dataset.spec.features.statistics_keys)
     run("adding up target statistics", merge_targets, [(where, k) for k in range(len(keys))])
-    once(scratch / FEATURES, lambda draft: _fit(draft, scratch, plan, dataset, vectors))
+    once(scratch / FEATURES, lambda draft: _fit(draft, scratch, plan, dataset, vectors, earlier))
     report(1, 1, "fitting")
     run("transforming", transform_partition, [(where, p) for p in parts])
     run("merging", write_block, list(_blocks(scratch, plan)))
@@ -230,6 +235,7 @@ def _fit(
     plan: BuildPlan,
     dataset: Dataset,
     vectors: tuple[VectorTable, VectorTable] | None,
+    earlier: FeaturePipeline | None,
 ) -> dict[str, Any]:
     """Fit the pipeline from what the partitions counted, and save it."""
 
@@ -261,6 +267,8 @@ def _fit(
         files = sorted((scratch / "targets").glob(f"*/{TARGETS_FILE}"))
         pipeline.learn_rates([[pl.read_parquet(file) for file in files]])
     pipeline.learn_scales(sample)
+    if earlier is not None:
+        pipeline.continue_from(earlier)
     pipeline.save_(draft)
     return {
         "sparse_names": pipeline.sparse_names,
@@ -382,7 +390,10 @@ def _refuse_one_class(counted: Sequence[dict[str, Any]]) -> None:
 
 
 def _fingerprint(
-    dataset: Dataset, plan: BuildPlan, vectors: tuple[VectorTable, VectorTable] | None
+    dataset: Dataset,
+    plan: BuildPlan,
+    vectors: tuple[VectorTable, VectorTable] | None,
+    start_from: str | Path | None,
 ) -> str:
     said = asdict(plan) | {
         "format": FORMAT,
@@ -390,6 +401,8 @@ def _fingerprint(
         "spec": dataset.spec.model_dump(mode="json"),
         "vectors": [table.fingerprint for table in vectors or ()],
     }
+    if start_from is not None:
+        said["start_from"] = sum_file(str(Path(start_from) / TRANSFORMS_FILE))
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

@@ -253,6 +253,35 @@ class FeaturePipeline:
             self._cosines = CosineColumns(similarities, scales)
         self._prepare()
 
+    def refuse_unless_continuing(self, earlier: FeaturePipeline) -> None:
+        """Refuse a model of ``earlier`` on columns of this pipeline, unless they mean the same.
+
+        Raises:
+            ValueError: If this pipeline is not the outcome of ``continue_from(earlier)``.
+        """
+        continued = copy.copy(self)
+        continued._vocabularies = copy.deepcopy(self._vocabularies)
+        continued._bags, continued._codes = copy.deepcopy(self._bags), {}
+        continued.continue_from(earlier)
+        if continued._learned() != self._learned():
+            raise ValueError(
+                "these features number or scale values otherwise than those of the earlier model; "
+                "build them to go on from those (`adtower features build --start-from`)"
+            )
+
+    def _learned(self) -> dict[str, Any]:
+        """What decides the numbers that a model is given, as data."""
+        learned = {
+            "sparse": {name: v.to_dict() for name, v in self._vocabularies.items()},
+            "dense": {name: dense.to_dict() for name, dense in self._dense.items()},
+        }
+        if self._bags:
+            learned["bags"] = {name: bag.to_dict() for name, bag in self._bags.items()}
+        cosines = {} if self._cosines is None else self._cosines.transforms
+        if derived := {**self._derived_dense, **cosines}:
+            learned["derived"] = {name: dense.to_dict() for name, dense in derived.items()}
+        return learned
+
     @property
     def product_ids_(self) -> list[str]:
         """The catalogue's products, in the row order that ``Examples.product_N`` counts in."""
@@ -364,16 +393,10 @@ class FeaturePipeline:
             "format": FORMAT,
             "spec": self.spec.to_json(),
             "min_count": self.min_count,
-            "sparse": {name: v.to_dict() for name, v in self._vocabularies.items()},
-            "dense": {name: dense.to_dict() for name, dense in self._dense.items()},
+            **self._learned(),
         }
-        if self._bags:
-            transforms["bags"] = {name: bag.to_dict() for name, bag in self._bags.items()}
         if self._rates.outcome_names:
             transforms["outcomes"] = self._rates.outcome_names
-        cosines = {} if self._cosines is None else self._cosines.transforms
-        if derived := {**self._derived_dense, **cosines}:
-            transforms["derived"] = {name: dense.to_dict() for name, dense in derived.items()}
         text = json.dumps(transforms, ensure_ascii=False)
         (folder / TRANSFORMS_FILE).write_text(text, encoding="utf-8")
         for table, ids in (("products", self.product_ids_), ("queries", self.query_ids_)):

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import numpy as np
+import polars as pl
 import pytest
 
 from experiments import commands
@@ -14,6 +15,7 @@ from experiments.pipeline import Run
 from experiments.tune import TuneConfig, tune
 from features.build import build_features
 from features.dataset import Dataset
+from features.pipeline import FeaturePipeline
 from ranking.certificate import verify_bundle
 from ranking.tower import TowerConfig
 
@@ -146,7 +148,53 @@ def test_features_of_other_data_or_settings_are_refused(world, built, trained, t
     refused("was built from other tables", data=other)
     refused("min_count is 3, and .* was built with 2", min_count=3)
     refused("holds no built features", features=tmp_path)
-    refused("leave one of them out", start_from=trained[0])
+    shutil.copytree(trained[0], tmp_path / "earlier")
+    file = tmp_path / "earlier/features/transforms.json"
+    transforms = json.loads(file.read_text())
+    transforms["sparse"]["user_id"]["values"][:2] = transforms["sparse"]["user_id"]["values"][1::-1]
+    file.write_text(json.dumps(transforms))
+    refused("otherwise than those of the earlier model", start_from=tmp_path / "earlier")
+
+
+def test_models_go_on_with_features_built_to_go_on(world, tmp_path):
+    def config(name, data, **options):
+        fields = {"data": data, "out": tmp_path / name, "variants": ("production",), "workers": 1}
+        return RunConfig(**fields, **QUICK, **options)
+
+    log = pl.read_parquet(world / "impressions.parquet")
+    shutil.copytree(world, tmp_path / "early")
+    log.head(len(log) // 2).write_parquet(tmp_path / "early/impressions.parquet")
+    toml = tmp_path / "early/dataset.toml"
+    toml.write_text(re.sub(".*_start = .*\n", "", toml.read_text()))
+    first = config("first", tmp_path / "early")
+    commands.train(first)
+    built = {}
+    for name, start_from in (("anew", None), ("on", first.out / "features")):
+        out = tmp_path / f"features_{name}"
+        built[name] = build_features(world, out, workers="local:1", start_from=start_from)
+    assert built["on"].manifest["build"] != built["anew"].manifest["build"]
+    again = config("again", world, features=built["anew"].folder, start_from=first.out)
+    with pytest.raises(ValueError, match="otherwise than those of the earlier model"):
+        commands.train(again)
+    assert not again.out.exists()
+    on = config("on", world, features=built["on"].folder, start_from=first.out)
+    commands.train(on)
+    before, after = (FeaturePipeline.load(run.out / "features") for run in (first, on))
+    known_NF, grown_NF = (pipeline.transform(log).sparse_NF for pipeline in (before, after))
+    assert (grown_NF == known_NF)[known_NF > 0].all() and (grown_NF != known_NF).any()
+    # The same as a run that makes its features itself and goes on.
+    memory = config("memory", world, start_from=first.out)
+    commands.train(memory)
+    ours, theirs = (Run.reopen(run.out).parts.test for run in (on, memory))
+    np.testing.assert_array_equal(ours.sparse_NF, theirs.sparse_NF)
+    np.testing.assert_array_equal(ours.dense_NC, theirs.dense_NC)
+    fresh = config("fresh", world, features=built["anew"].folder)
+    commands.train(fresh)
+    losses = [
+        Run.reopen(run.out).train_one(Run.reopen(run.out).variants[0], 0).curve[0]
+        for run in (on, fresh)
+    ]
+    assert losses[0]["train_log_loss_nats"] < losses[1]["train_log_loss_nats"]
 
 
 def test_a_run_is_known_by_what_its_features_hold_and_not_by_where_they_lie(world, built, tmp_path):
