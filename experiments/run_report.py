@@ -208,15 +208,18 @@ def _notes(line: Run, trained: TrainedByName, result: RunResult) -> Notes:
         limits.append(leak)
     vectors = {seeds[0].variant.vectors: seeds[0].variant for seeds in trained.values()}
     joined = {source: line.joined(variant) for source, variant in vectors.items()}
+    fingerprints = {
+        f"vectors, {str(source).replace('_', ' ')}": one.fingerprint
+        for source, one in joined.items()
+        if one is not None
+    }
+    if line.built is not None:
+        fingerprints["built features"] = line.built.arrays.manifest["features"]
     return Notes(
         title=f"What are embeddings worth? {line.dataset.spec.name}",
         command=repeat_command(line.config),
         meanings={variant.name: variant.meaning for variant in line.variants},
         limits=tuple(limits),
         left_out=line.left_out,
-        fingerprints={
-            f"vectors, {str(source).replace('_', ' ')}": one.fingerprint
-            for source, one in joined.items()
-            if one is not None
-        },
+        fingerprints=fingerprints,
     )

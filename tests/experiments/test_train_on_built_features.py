@@ -94,6 +94,22 @@ def test_the_run_exports_and_the_bundle_scores(trained, tmp_path):
     assert verify_bundle(bundle).passed
 
 
+def test_the_report_names_the_features(world, built, tmp_path):
+    commands.run(
+        RunConfig(
+            data=world,
+            out=tmp_path / "run",
+            features=built,
+            variants=("production", "lightgbm"),
+            simulate=False,
+            **QUICK,
+        )
+    )
+    page = (tmp_path / "run/report.html").read_text()
+    assert f"--features {built}" in page
+    assert json.loads((built / "manifest.json").read_text())["features"] in page
+
+
 def test_several_processes_train_to_the_same_figures(world, built, trained, tmp_path):
     config = RunConfig(
         data=world, out=tmp_path / "run", features=built, variants=VARIANTS[:2], workers=2, **QUICK
