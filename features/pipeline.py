@@ -18,6 +18,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.bags import Bag
+from features.catalogue import FILES as CATALOGUE_FILES
+from features.catalogue import Catalogue
 from features.columns import TABLE_COLUMNS, as_frame, canonical, column_violations
 from features.cosine_columns import CosineColumns
 from features.dense import DenseTransform
@@ -28,7 +30,6 @@ from features.hashed import HashedValues
 from features.history import PurchaseHistory, purchases_of
 from features.similarity import PREFIX, Similarities, load_vectors, save_vectors_
 from features.sparse import ValueIndex, Vocabulary, value_counts
-from features.stable_hash import hash_values
 from features.target_rates import TargetRates
 from features.violation import refuse_errors
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from features.schema import DatasetSpec
 
 FORMAT = 1
-TRANSFORMS_FILE = "transforms.json"
+TRANSFORMS_FILE, EVENTS_FILE = "transforms.json", "events.parquet"
 _NO_STATISTICS = FeatureNames(sparse=())
 ALWAYS_REQUIRED = ("product_id", "query_id", "user_id", "time")
 
@@ -94,21 +95,17 @@ class FeaturePipeline:
             dataset: Gives the side tables.
             train: Training rows; only the ids of what has no side table are read.
         """
-        self._side_tables = {
-            table: _side_table(dataset, table, self.spec.features.of_table(table))
-            for table in SIDE_TABLE_KEYS
-        }
-        self._index = {table: self._catalogue(table, train) for table in SIDE_TABLE_KEYS}
+        self._catalogue = Catalogue.of(dataset, self.spec.features, train)
         self._similarities: Similarities | None = None
         self._cosines: CosineColumns | None = None
-        self._hashes: dict[str, NDArray[np.uint64]] = {}
         self._codes: dict[str, NDArray[Any]] = {}
         self._rates = TargetRates(_NO_STATISTICS)
 
     def learn_purchases(self, purchases: pl.DataFrame) -> None:
         """Keep the purchases that histories come from, as ``purchases_of`` returns them."""
         self._purchases = purchases
-        self._history = PurchaseHistory(self.spec.history).fit(purchases, self._index["products"])
+        products = self._catalogue.index["products"]
+        self._history = PurchaseHistory(self.spec.history).fit(purchases, products)
 
     def learn_vectors(self, vectors: Vectors | None) -> None:
         """Keep the vectors that products are compared by; None where none are.
@@ -136,14 +133,15 @@ class FeaturePipeline:
 
     def count_values(self, rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
         """Count the values of sparse features and bags in some training rows, by feature."""
-        catalogue_rows = self._catalogue_rows(rows)
-        counts = {
-            name: value_counts(self._column(name, rows, catalogue_rows))
-            for name in self.spec.features.sparse
-        }
+        catalogue_rows = self._catalogue.rows_of(rows)
+
+        def column(name: str) -> pl.Series:
+            return self._catalogue.column(name, rows, catalogue_rows)
+
+        features = self.spec.features
+        counts = {name: value_counts(column(name)) for name in features.sparse}
         return counts | {
-            name: self._new_bag(name).member_counts(self._column(name, rows, catalogue_rows))
-            for name in self.spec.features.bags
+            name: self._new_bag(name).member_counts(column(name)) for name in features.bags
         }
 
     def learn_values(self, counts: dict[str, pl.DataFrame]) -> None:
@@ -161,7 +159,7 @@ class FeaturePipeline:
 
     def count_targets(self, rows: pl.DataFrame) -> list[pl.DataFrame]:
         """Count clicks and purchases of some training rows for the target statistics."""
-        hashes = self._key_hashes(rows, self._catalogue_rows(rows))
+        hashes = self._key_hashes(rows, self._catalogue.rows_of(rows))
         outcomes = {
             name: rows[name].fill_null(0).to_numpy() for name in OUTCOMES if name in rows.columns
         }
@@ -179,10 +177,10 @@ class FeaturePipeline:
 
     def learn_scales(self, train: pl.DataFrame) -> Self:
         """Learn how dense columns are scaled, from training rows or a sample of them; the last."""
-        rows = self._catalogue_rows(train)
+        rows = self._catalogue.rows_of(train)
         self._dense = {
             name: DenseTransform(name, scaling=self.spec.features.scaling.get(name)).fit(
-                self._column(name, train, rows)
+                self._catalogue.column(name, train, rows)
             )
             for name in self.spec.features.dense
         }
@@ -285,12 +283,12 @@ class FeaturePipeline:
     @property
     def product_ids_(self) -> list[str]:
         """The catalogue's products, in the row order that ``Examples.product_N`` counts in."""
-        return self._index["products"].values
+        return self._catalogue.index["products"].values
 
     @property
     def query_ids_(self) -> list[str]:
         """The catalogue's queries, in the row order that ``Examples.query_N`` counts in."""
-        return self._index["queries"].values
+        return self._catalogue.index["queries"].values
 
     @property
     def sparse_names(self) -> tuple[str, ...]:
@@ -357,7 +355,7 @@ class FeaturePipeline:
     def without_cosines(self, impressions: pl.DataFrame) -> Examples:
         """As ``transform``, but for the columns that come from vectors."""
         frame = self.checked(as_frame(impressions))
-        rows = self._catalogue_rows(frame)
+        rows = self._catalogue.rows_of(frame)
         sparse = [
             self._sparse_columns(name, frame, rows) for name in (*self._vocabularies, *self._bags)
         ]
@@ -399,12 +397,8 @@ class FeaturePipeline:
             transforms["outcomes"] = self._rates.outcome_names
         text = json.dumps(transforms, ensure_ascii=False)
         (folder / TRANSFORMS_FILE).write_text(text, encoding="utf-8")
-        for table, ids in (("products", self.product_ids_), ("queries", self.query_ids_)):
-            columns = self._side_tables[table]
-            keys = pl.Series(SIDE_TABLE_KEYS[table], ids, dtype=pl.String)
-            frame = pl.DataFrame([keys]) if columns is None else columns
-            frame.write_parquet(folder / f"{table}.parquet")
-        self._purchases.write_parquet(folder / "events.parquet")
+        self._catalogue.save_(folder)
+        self._purchases.write_parquet(folder / EVENTS_FILE)
         self._rates.save_(folder)
         if self._similarities is not None:
             save_vectors_(self._similarities.vectors, folder)
@@ -418,7 +412,7 @@ class FeaturePipeline:
                 is not one of features.
         """
         folder = Path(folder)
-        names = (TRANSFORMS_FILE, "products.parquet", "queries.parquet", "events.parquet")
+        names = (TRANSFORMS_FILE, *CATALOGUE_FILES, EVENTS_FILE)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"{folder} is no saved feature pipeline: {', '.join(missing)} missing")
@@ -434,15 +428,8 @@ class FeaturePipeline:
         except ValueError as error:
             raise ValueError(f"{folder / TRANSFORMS_FILE}: {error}") from error
         pipeline = cls(spec, min_count=data["min_count"])
-        pipeline._side_tables = {
-            table: pl.read_parquet(folder / f"{table}.parquet") for table in SIDE_TABLE_KEYS
-        }
-        pipeline._index = {
-            table: ValueIndex(pipeline._side_tables[table][key].to_list())
-            for table, key in SIDE_TABLE_KEYS.items()
-        }
-        pipeline._hashes, pipeline._codes = {}, {}
-        pipeline.learn_purchases(pl.read_parquet(folder / "events.parquet"))
+        pipeline._catalogue, pipeline._codes = Catalogue.load(folder), {}
+        pipeline.learn_purchases(pl.read_parquet(folder / EVENTS_FILE))
         pipeline._similarities = pipeline._cosines = None
         if spec.features.similarity_bins:
             pipeline.learn_vectors(load_vectors(folder))
@@ -474,8 +461,7 @@ class FeaturePipeline:
                 continue
             # One row more than the catalogue: row -1 answers for what the catalogue lacks. Rows
             # that training never showed are looked at too, so a NaN among them is found now.
-            values = _with_unknown(self._side_column(table, column)).alias(name)
-            code = transform.transform(values)
+            code = transform.transform(self._catalogue.values(name))
             self._codes[name] = code[:, None] if code.ndim == 1 else code
 
     def checked(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -495,36 +481,6 @@ class FeaturePipeline:
         refuse_errors(column_violations("impressions", frame, names=known & set(frame.columns)))
         return canonical("impressions", frame)
 
-    def _catalogue(self, table: str, train: pl.DataFrame) -> ValueIndex:
-        columns = self._side_tables[table]
-        key = SIDE_TABLE_KEYS[table]
-        ids = train[key].drop_nulls().unique().sort() if columns is None else columns[key]
-        return ValueIndex(ids.to_list())
-
-    def _catalogue_rows(self, frame: pl.DataFrame) -> dict[str, NDArray[np.int32]]:
-        return {
-            table: self._index[table].rows_of(frame[key]) for table, key in SIDE_TABLE_KEYS.items()
-        }
-
-    def _side_column(self, table: str, column: str) -> pl.Series:
-        columns = self._side_tables[table]
-        assert columns is not None, table
-        return columns[column]
-
-    def _column(
-        self, name: str, frame: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
-    ) -> pl.Series:
-        """The raw values of a feature, one an impression; null where the catalogue lacks the id."""
-        table, dot, column = name.partition(".")
-        if not dot:
-            return frame[name]
-        if table == "time":
-            part = frame["time"].dt.hour() if column == "hour" else frame["time"].dt.weekday()
-            return part.alias(name)
-        values = _with_unknown(self._side_column(table, column))
-        row_N = rows[table]
-        return values.gather(np.where(row_N < 0, len(values) - 1, row_N)).alias(name)
-
     def _histories(self, frame: pl.DataFrame) -> NDArray[np.int32]:
         return self._history.transform(frame["user_id"], frame["time"].cast(pl.Int64).to_numpy())
 
@@ -532,16 +488,8 @@ class FeaturePipeline:
         self, frame: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
     ) -> dict[str, NDArray[np.uint64]]:
         """The hashes of the columns that keys of target statistics consist of."""
-        hashes = {}
-        for name in self.spec.features.statistics_columns:
-            table, dot, column = name.partition(".")
-            if not dot or table == "time":
-                hashes[name] = hash_values(self._column(name, frame, rows))
-                continue
-            if name not in self._hashes:
-                self._hashes[name] = hash_values(_with_unknown(self._side_column(table, column)))
-            hashes[name] = self._hashes[name][rows[table]]
-        return hashes
+        names = self.spec.features.statistics_columns
+        return {name: self._catalogue.hashes(name, frame, rows) for name in names}
 
     def _derived(
         self, frame: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
@@ -565,7 +513,7 @@ class FeaturePipeline:
     ) -> NDArray[np.int32]:
         if name in self._codes:
             return self._codes[name][rows[name.partition(".")[0]]]
-        values = self._column(name, frame, rows)
+        values = self._catalogue.column(name, frame, rows)
         if name in self._bags:
             return self._bags[name].transform(values)
         return self._vocabularies[name].transform(values)[:, None]
@@ -575,27 +523,7 @@ class FeaturePipeline:
     ) -> NDArray[np.float32]:
         if name in self._codes:
             return self._codes[name][rows[name.partition(".")[0]]]
-        return self._dense[name].transform(self._column(name, frame, rows))
-
-
-def _side_table(dataset: Dataset, table: str, columns: tuple[str, ...]) -> pl.DataFrame | None:
-    """The id and feature columns of a side table; None where the dataset lacks the table."""
-    if not dataset.has(table):
-        if columns:
-            dataset.require(table, needed_for=f"feature {table}.{columns[0]}")
-        return None
-    frame = dataset.table(table)
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise ValueError(
-            f"feature {table}.{missing[0]}: table {table} has no column {missing[0]!r}; it has "
-            f"{', '.join(frame.columns)}"
-        )
-    return frame.select(list(dict.fromkeys((SIDE_TABLE_KEYS[table], *columns))))
-
-
-def _with_unknown(values: pl.Series) -> pl.Series:
-    return values.extend_constant(None, 1)
+        return self._dense[name].transform(self._catalogue.column(name, frame, rows))
 
 
 def _codes(frame: pl.DataFrame, column: str) -> NDArray[np.int64]:

@@ -59,7 +59,7 @@ def fitted(wide, vectors):
 def raw_column(pipeline, log, name):
     """A derived column before it is scaled."""
     frame = pipeline.checked(log)
-    rows = pipeline._catalogue_rows(frame)
+    rows = pipeline._catalogue.rows_of(frame)
     return pipeline._derived(frame, rows)[name].to_numpy()
 
 
