@@ -6,11 +6,14 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Self
 
+import polars as pl
+
 from experiments.config import RunConfig
 from experiments.training import Parts
 from features.arrays import FEATURES, PARTS, FeatureArrays
 from features.dataset import Dataset
 from features.pipeline import FeaturePipeline
+from features.split import moment
 
 
 class BuiltFeatures:
@@ -62,3 +65,17 @@ class BuiltFeatures:
                 for part, rows in parts.items()
             }
         )
+
+    def validation_sample(self, dataset: Dataset, rows: int) -> pl.DataFrame:
+        """Return at most so many raw impressions of the validation part, evenly over its time.
+
+        The log is read in parts of a few hundred thousand rows.
+        """
+        start, stop = map(moment, self.arrays.manifest["boundaries_us"])
+        stride = max(1, -(-self.arrays.rows("validation") // rows))
+        kept, seen = [], 0
+        for part in dataset.parts_of("impressions"):
+            inside = part.filter(pl.col("time").is_between(start, stop, closed="left"))
+            kept.append(inside.gather_every(stride, offset=-seen % stride))
+            seen += len(inside)
+        return pl.concat(kept).head(rows)

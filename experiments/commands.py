@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import polars as pl
 
 from embeddings.ranks import Ranks, apart
 from embeddings.stage1 import train_stage1
@@ -323,9 +322,7 @@ def export(
     if calibrate != "none":
         p_N = np.stack([one.p_validation_N for one in chosen])
         kinds = {"platt": Platt, "isotonic": Isotonic, "temperature": Temperature}
-        calibrator = kinds[calibrate].fit(
-            line.split.validation["clicked"].to_numpy(), mean_of(p_N, average)
-        )
+        calibrator = kinds[calibrate].fit(line.validation_label_N, mean_of(p_N, average))
     more_files = None
     if sources and query_encoder != "none":
         more_files = _query_encoder_writer(line, sources[0], query_encoder)
@@ -335,7 +332,7 @@ def export(
             line.pipeline_of(fed),
             *stores,
             # A column of texts would be encoded, which the trained model cannot do.
-            _evenly(line.split.validation, _PROOF_ROWS).drop("query", strict=False),
+            line.validation_sample(_PROOF_ROWS).drop("query", strict=False),
             Path(out),
             calibrator=calibrator,
             int8_tables=int8_tables,
@@ -431,11 +428,6 @@ def _query_encoder_writer(
         precision=precision,
         product_PD=product_PD,
     )
-
-
-def _evenly(rows: pl.DataFrame, at_most: int) -> pl.DataFrame:
-    """Every so-manieth row, so that the whole time range is there."""
-    return rows.gather_every(max(1, -(-len(rows) // at_most)))
 
 
 def _trained(line: Run, name: str) -> Trained:

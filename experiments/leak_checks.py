@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from embeddings.relevance_split import split_relevance
 from experiments.comparison import Comparison
+from features.arrays import PARTS, FeatureArrays
 from features.dataset import Dataset, Split
 from features.leaks import (
     NEAR_PERFECT_AUC,
@@ -39,23 +40,21 @@ class LeakCheck(BaseModel):
     """Whether nothing speaks of a leak."""
 
 
-def check_leaks(dataset: Dataset, split: Split) -> tuple[LeakCheck, ...]:
+def check_leaks(dataset: Dataset, split: Split | FeatureArrays) -> tuple[LeakCheck, ...]:
     """Look for signs of a leak in a dataset and in how it is cut by time.
 
     Args:
         dataset: With impressions.
-        split: Its parts.
+        split: Its parts, as tables or as the arrays that were built of them.
     """
-    parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    tables = {
-        name: dataset.table(name) for name in ("impressions", "events", "products", "queries")
-        if dataset.has(name)
-    }  # fmt: skip
-    impressions = tables["impressions"]
-    last_trained = max(split.train["time"].max(), split.validation["time"].max())  # pyright: ignore
-    train_N = np.zeros(impressions.height, np.bool_)
-    train_N[split.train_row_N] = True
-    checks = [
+    return (*_split_checks(split), *_feature_checks(dataset, split), *_query_checks(dataset))
+
+
+def _split_checks(split: Split | FeatureArrays) -> list[LeakCheck]:
+    parts = {part: _requests(split, part) for part in PARTS}
+    last_trained = max(parts[part]["time"].max() for part in ("train", "validation"))  # pyright: ignore
+    test_begins = parts["test"]["time"].min()
+    return [
         _check(
             "A request with impressions in two parts",
             _shared(parts, "request_id"),
@@ -63,40 +62,67 @@ def check_leaks(dataset: Dataset, split: Split) -> tuple[LeakCheck, ...]:
         ),
         LeakCheck(
             looked_for="Training or validation rows from the time of the test",
-            found=f"test begins at {str(split.test['time'].min())[:19]}, everything learned from "
+            found=f"test begins at {str(test_begins)[:19]}, everything learned from "
             f"ends at {str(last_trained)[:19]} (UTC)",
-            clean=bool(split.test["time"].min() >= last_trained),  # pyright: ignore
-        ),
-        _check(
-            f"A single feature that predicts clicks with AUC {NEAR_PERFECT_AUC:g} or more",
-            near_perfect_features(tables, dataset.spec, train_N),
-            f"none of {len(dataset.spec.features.sparse) + len(dataset.spec.features.dense)} does",
-        ),
-        _check(
-            "A feature that is the click rate of an id over the rows it describes",
-            statistics_that_saw_their_rows(impressions, dataset.spec, train_N),
-            "none",
-        ),
-        _check(
-            "Events or moments that lie after the impression they describe",
-            leak_violations(tables, dataset.spec),
-            "none",
+            clean=bool(test_begins >= last_trained),  # pyright: ignore
         ),
     ]
-    if dataset.has("relevance") and dataset.has("queries"):
-        text = tables["queries"].select("query_id", pl.col("query").str.to_lowercase())
-        train_pairs, test_pairs = (
-            pairs.join(text, on="query_id", how="left")
-            for pairs in split_relevance(dataset.table("relevance"), tables["queries"])
+
+
+def _requests(split: Split | FeatureArrays, part: str) -> pl.DataFrame:
+    """Request and time of a part's impressions."""
+    if isinstance(split, Split):
+        return getattr(split, part).select("request_id", "time")
+    columns = {name: split.array(part, f"{name}_N") for name in ("request", "time_us")}
+    time = pl.col("time_us").cast(pl.Datetime("us", "UTC")).alias("time")
+    return pl.DataFrame(columns).select(pl.col("request").alias("request_id"), time)
+
+
+def _feature_checks(dataset: Dataset, split: Split | FeatureArrays) -> list[LeakCheck]:
+    features = dataset.spec.features
+    nothing = {
+        f"A single feature that predicts clicks with AUC {NEAR_PERFECT_AUC:g} or more": "none of "
+        f"{len(features.sparse) + len(features.dense)} does",
+        "A feature that is the click rate of an id over the rows it describes": "none",
+        "Events or moments that lie after the impression they describe": "none",
+    }
+    if isinstance(split, FeatureArrays):
+        # Such features are not built.
+        return [_check(looked_for, "", words) for looked_for, words in nothing.items()]
+    tables = {
+        name: dataset.table(name) for name in ("impressions", "events", "products", "queries")
+        if dataset.has(name)
+    }  # fmt: skip
+    impressions = tables["impressions"]
+    train_N = np.zeros(impressions.height, np.bool_)
+    train_N[split.train_row_N] = True
+    found = (
+        near_perfect_features(tables, dataset.spec, train_N),
+        statistics_that_saw_their_rows(impressions, dataset.spec, train_N),
+        leak_violations(tables, dataset.spec),
+    )
+    return [
+        _check(looked_for, violations, words)
+        for (looked_for, words), violations in zip(nothing.items(), found, strict=True)
+    ]
+
+
+def _query_checks(dataset: Dataset) -> list[LeakCheck]:
+    if not (dataset.has("relevance") and dataset.has("queries")):
+        return []
+    queries = dataset.table("queries")
+    text = queries.select("query_id", pl.col("query").str.to_lowercase())
+    train_pairs, test_pairs = (
+        pairs.join(text, on="query_id", how="left")
+        for pairs in split_relevance(dataset.table("relevance"), queries)
+    )
+    return [
+        _check(
+            "Queries that vectors were trained on among those they are judged on, in any case",
+            _shared({"train": train_pairs, "test": test_pairs}, "query"),
+            f"none of {test_pairs['query'].n_unique():,} judged queries",
         )
-        checks.append(
-            _check(
-                "Queries that vectors were trained on among those they are judged on, in any case",
-                _shared({"train": train_pairs, "test": test_pairs}, "query"),
-                f"none of {test_pairs['query'].n_unique():,} judged queries",
-            )
-        )
-    return tuple(checks)
+    ]
 
 
 def check_results(comparison: Comparison | None, oracle_auc: float | None) -> tuple[LeakCheck, ...]:

@@ -139,6 +139,20 @@ class Run:
         return self.dataset.split()
 
     @property
+    def validation_label_N(self) -> NDArray[np.float32]:
+        """Whether each validation row was clicked, shape (N,)."""
+        if self.built is not None:
+            return self.built.arrays.array("validation", "label_N")
+        return self.split.validation["clicked"].cast(pl.Float32).to_numpy()
+
+    def validation_sample(self, rows: int) -> pl.DataFrame:
+        """Return at most so many raw validation impressions, evenly over their time."""
+        if self.built is not None:
+            return self.built.validation_sample(self.dataset, rows)
+        validation = self.split.validation
+        return validation.gather_every(max(1, -(-len(validation) // rows)))
+
+    @property
     def bins(self) -> int:
         """Bins of the cosines' histogram; 0 where cosines are no features."""
         return self.dataset.spec.features.similarity_bins
@@ -447,7 +461,8 @@ def _metrics(
     ab: AbResult | None,
 ) -> dict[str, float]:
     """Gather the flat figures of a run."""
-    metrics = oracle_auc(line.dataset, line.split)
+    known = truth_folder(line.dataset) is not None
+    metrics = oracle_auc(line.dataset, line.split) if known else {}
     if comparison is not None:
         metrics |= comparison.to_metrics()
     for name, seeds in trained.items():

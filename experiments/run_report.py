@@ -51,7 +51,7 @@ def write_run_report(line: Run, trained: TrainedByName, result: RunResult) -> No
     folder = line.folder.path
     record = TrainingRecord(curves=_curves(line, trained), costs=_costs(line, trained))
     write_json(folder / TRAINING, record)
-    leaks = check_leaks(line.dataset, line.split)
+    leaks = check_leaks(line.dataset, line.built.arrays if line.built else line.split)
     write_json(folder / LEAK_CHECKS, [check.model_dump() for check in leaks])
     for draw in (_figure_3, _figure_4, _figure_5, _calibration):
         draw(line, trained, result)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -160,7 +162,26 @@ class Dataset:
         self.require(name, needed_for="this step")
         if name in self._raw:
             return len(self._raw[name])
-        return sum(map(_count_rows, self.files(name)))
+        rows = 0
+        for uri in self.files(name):
+            with _opened_parquet(uri) as file:
+                rows += file.metadata.num_rows
+        return rows
+
+    def parts_of(self, name: str) -> Iterator[pl.DataFrame]:
+        """Yield a table that was checked before, in the contract's types, a row group at a time.
+
+        Raises:
+            ValueError: If the dataset does not have the table, or it is not parquet.
+        """
+        self.require(name, needed_for="this step")
+        if name in self._raw:
+            yield canonical(name, self._raw[name])
+            return
+        for uri in self.files(name):
+            with _opened_parquet(uri) as file:
+                for group in range(file.num_row_groups):
+                    yield canonical(name, pl.DataFrame(file.read_row_group(group)))
 
     def without_log(self) -> Dataset:
         """Return the dataset without impressions and events."""
@@ -325,10 +346,11 @@ def _read_columns(uri: str) -> list[str]:
         raise ValueError(f"{uri} cannot be read as parquet: {error}") from error
 
 
-def _count_rows(uri: str) -> int:
+@contextmanager
+def _opened_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     try:
         with fsspec.open(uri, "rb") as file:
-            return pq.read_metadata(file).num_rows
+            yield pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{uri} cannot be read as parquet: {error}") from error
 

@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from experiments import commands
 from experiments.config import RunConfig
@@ -28,7 +30,10 @@ VARIANTS = ("production", "off_the_shelf", "lightgbm")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("w") / "world", products=100, requests=600, seed=0)
+    world = make_world(tmp_path_factory.mktemp("w") / "world", products=100, requests=600, seed=0)
+    log = pl.read_parquet(world / "impressions.parquet")
+    log.write_parquet(world / "impressions.parquet", row_group_size=130)
+    return world
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +43,9 @@ def built(world, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def trained(world, built, tmp_path_factory):
-    """A run on built features during which nobody could read the log."""
-    out = tmp_path_factory.mktemp("r") / "run"
+@contextmanager
+def unread_log():
+    """Fail whoever reads a log whole."""
     table = Dataset.raw_table
 
     def no_log(self, name):
@@ -50,6 +54,13 @@ def trained(world, built, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Dataset, "raw_table", no_log)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(world, built, tmp_path_factory):
+    out = tmp_path_factory.mktemp("r") / "run"
+    with unread_log():
         commands.train(
             RunConfig(data=world, out=out, features=built, variants=VARIANTS, workers=1, **QUICK)
         )
@@ -90,24 +101,34 @@ def test_the_data_are_described_alike(trained, in_memory):
 
 
 def test_the_run_exports_and_the_bundle_scores(trained, tmp_path):
-    bundle = commands.export(trained[0], tmp_path / "bundle", variants=("off_the_shelf",))
+    options = {"variants": ("off_the_shelf",), "calibrate": "platt"}
+    with unread_log():
+        bundle = commands.export(trained[0], tmp_path / "bundle", **options)
     assert verify_bundle(bundle).passed
 
 
-def test_the_report_names_the_features(world, built, tmp_path):
-    commands.run(
-        RunConfig(
-            data=world,
-            out=tmp_path / "run",
-            features=built,
-            variants=("production", "lightgbm"),
-            simulate=False,
-            **QUICK,
-        )
-    )
+def test_validation_rows_are_drawn_as_from_a_log_in_memory(trained, in_memory):
+    disk, memory = (Run.reopen(out) for out, _ in (trained, in_memory))
+    for rows in (7, 100, 10**6):
+        assert_frame_equal(disk.validation_sample(rows), memory.validation_sample(rows))
+    np.testing.assert_array_equal(disk.validation_label_N, memory.validation_label_N)
+
+
+def test_a_real_log_is_compared_and_reported_without_reading_it_whole(world, built, tmp_path):
+    shutil.copytree(world, tmp_path / "real")
+    toml = tmp_path / "real/dataset.toml"
+    toml.write_text(toml.read_text().replace("simulated = true", "simulated = false"))
+    config = {"data": tmp_path / "real", "variants": ("production", "lightgbm"), **QUICK}
+    with unread_log():
+        commands.run(RunConfig(out=tmp_path / "run", features=built, **config))
     page = (tmp_path / "run/report.html").read_text()
     assert f"--features {built}" in page
     assert json.loads((built / "manifest.json").read_text())["features"] in page
+    commands.run(RunConfig(out=tmp_path / "memory", **config))
+    ours, theirs = (
+        json.loads((tmp_path / name / "leak_checks.json").read_text()) for name in ("run", "memory")
+    )
+    assert ours == theirs and all(check["clean"] for check in ours)
 
 
 def test_several_processes_train_to_the_same_figures(world, built, trained, tmp_path):
