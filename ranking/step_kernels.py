@@ -196,7 +196,10 @@ def compiled(folder: Path | None = None) -> Path:
         OSError: If there is no compiler, it fails, or nothing can be written.
     """
     named = os.environ.get("CC", "")
-    command = shlex.split(named) or ["cc"]
+    try:
+        command = shlex.split(named) or ["cc"]
+    except ValueError as error:
+        raise OSError(f"CC={named!r} is no command: {error}") from error
     if shutil.which(command[0]) is None:
         raise OSError(f"there is no C compiler {command[0]!r}; install gcc, or name one in CC")
     folder = folder or cache_folder()

@@ -213,7 +213,11 @@ def test_another_source_is_compiled_anew(kernels, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("compiler", "said"),
-    [("/nowhere/cc", "there is no C compiler '/nowhere/cc'"), ("false", "could not compile")],
+    [
+        ("/nowhere/cc", "there is no C compiler '/nowhere/cc'"),
+        ("false", "could not compile"),
+        ("gcc 'x", "is no command: No closing quotation"),
+    ],
 )
 def test_without_a_compiler_training_goes_on_and_says_so(
     uncached, tmp_path, caplog, compiler, said
