@@ -69,7 +69,7 @@ class BuiltFeatures:
     def validation_sample(self, dataset: Dataset, rows: int) -> pl.DataFrame:
         """Return at most so many raw impressions of the validation part, evenly over its time.
 
-        The log is read in parts of a few hundred thousand rows.
+        The log is read a row group at a time.
         """
         start, stop = map(moment, self.arrays.manifest["boundaries_us"])
         stride = max(1, -(-self.arrays.rows("validation") // rows))

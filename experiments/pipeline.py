@@ -129,8 +129,8 @@ class Run:
         # What was built was checked as it was read.
         checked = self.dataset if self.built is None else self.dataset.without_log()
         refuse_errors(check_dataset(checked, max_images=None if trains else 0))
-        if self.built is not None and self.config.start_from is not None:
-            earlier = FeaturePipeline.load(self.config.start_from / features_at(None))
+        earlier = self._earlier(None)
+        if self.built is not None and earlier is not None:
             self.built.pipeline.refuse_unless_continuing(earlier)
 
     @cached_property
@@ -178,12 +178,13 @@ class Run:
 
     def _fitted(self) -> FeaturePipeline:
         if self.built is not None:
+            # That it goes on from the earlier run's was seen to at the beginning.
             return self.built.pipeline
         with self.progress.stage("features"):
             spec = self.dataset.spec
             plain = spec.model_copy(update={"features": replace(spec.features, similarity_bins=0)})
             fitted = FeaturePipeline(plain, min_count=self.config.min_count)
-            return fitted.fit(self.dataset, self.split.train)
+            return self._gone_on(fitted.fit(self.dataset, self.split.train), None)
 
     def pipeline_of(self, variant: Variant) -> FeaturePipeline:
         """Return the features that a variant is given: with cosines, if asked for, of its vectors.
@@ -203,21 +204,33 @@ class Run:
         vectors, train = self.joined(variant), self.parts.train
         assert vectors is not None
         if self.built is not None and self.built.compares_by(vectors.fingerprint):
-            return self.built.compared_pipeline
+            built, earlier = self.built.compared_pipeline, self._earlier(variant.vectors)
+            if earlier is not None:
+                built.refuse_unless_continuing(earlier)
+            return built
         with self.progress.stage(f"cosines of {variant.vectors} vectors"):
-            return self.pipeline.compared_by(vectors, train, bins=self.bins)
+            compared = self.pipeline.compared_by(vectors, train, bins=self.bins)
+            return self._gone_on(compared, variant.vectors)
+
+    def _gone_on(self, fitted: FeaturePipeline, source: VectorSource | None) -> FeaturePipeline:
+        """Features with the rows and scales of the run that this one goes on from, if any."""
+        earlier = self._earlier(source)
+        if earlier is not None:
+            fitted.continue_from(earlier)
+        return fitted
+
+    def _earlier(self, source: VectorSource | None) -> FeaturePipeline | None:
+        """The features of the run that this one goes on from, if any."""
+        start_from = self.config.start_from
+        return (
+            None if start_from is None else FeaturePipeline.load(start_from / features_at(source))
+        )
 
     def _kept(self, at: str, fit: Callable[[], FeaturePipeline]) -> FeaturePipeline:
-        """A pipeline of the run, fitted and stored if it is not there; or gone on from."""
+        """A pipeline of the run, fitted and stored if it is not there."""
         if (self.folder.path / at).is_dir():
             return FeaturePipeline.load(self.folder.path / at)
         fitted = fit()
-        if self.config.start_from is not None:
-            earlier = FeaturePipeline.load(self.config.start_from / at)
-            if self.built is None:
-                fitted.continue_from(earlier)
-            else:
-                fitted.refuse_unless_continuing(earlier)
         self.folder.once(at, fitted.save_)
         return fitted
 

@@ -152,6 +152,28 @@ def test_built_cosines_serve_the_variant_of_their_vectors_alone(trained, world, 
     assert verify_bundle(bundle).passed
 
 
+def test_training_goes_on_with_built_cosines_and_with_its_own(trained, world, tmp_path):
+    stores = (VectorStore.open(trained / f"embeddings/dashclip/{kind}") for kind in KINDS)
+    earlier = trained / "features_dashclip"
+    built = build_features(
+        world, tmp_path / "features", workers="local:1", vectors=(*stores,), start_from=earlier
+    )
+    config = RunConfig(
+        data=world,
+        out=tmp_path / "run",
+        features=built.folder,
+        start_from=trained,
+        variants=VARIANTS[:3],
+        workers=1,
+        **QUICK,
+    )
+    commands.train(config)
+    before, after = (line_of(folder) for folder in (trained, config.out))
+    for name in VARIANTS[:3]:
+        left, right = (line.parts_of(by_name[name]).test for line, by_name in (before, after))
+        np.testing.assert_array_equal(left.dense_NC, right.dense_NC)
+
+
 def test_a_run_that_is_read_again_fits_nothing(trained, monkeypatch):
     def fits(*_args, **_options):
         raise AssertionError("features were fitted again")
