@@ -2,7 +2,7 @@
 
 Each training runs in a process of its own with a fixed number of threads, so a model is the same to
 the bit however many are trained beside it. The impressions and the vectors are computed once, by
-the caller, and mapped into every process.
+the caller or by a feature build, and mapped into every process.
 
 A process that its parent leaves behind ends itself, so that a run that was killed can be repeated
 at once.
@@ -24,11 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.built_features import BuiltFeatures
 from experiments.config import RunConfig
 from experiments.run_folder import RunFolder
 from experiments.shared_arrays import map_record, write_record
 from experiments.training import Parts, Trained, compared_parts, features_at, train_once
 from experiments.variants import Variant, VectorSource
+from features.arrays import FeatureArrays
 from features.embedding_join import Vectors
 from features.examples import Examples
 from features.pipeline import FeaturePipeline
@@ -133,8 +135,10 @@ def train_in_processes(
     shared = folder.path / SHARED
     if shared.exists():
         shutil.rmtree(shared)
-    for field in fields(parts):
-        write_record(getattr(parts, field.name), shared / field.name)
+    shared.mkdir(parents=True)
+    if config.features is None:
+        for field in fields(parts):
+            write_record(getattr(parts, field.name), shared / field.name)
     for source, joined in vectors.items():
         write_record(joined, shared / f"vectors_{source}")
     context = multiprocessing.get_context("spawn")
@@ -175,15 +179,27 @@ def _begin_process(parent: int) -> None:
 
 
 def _train_here(variant: Variant, seed: int, config: RunConfig, folder: RunFolder) -> Trained:
-    shared = folder.path / SHARED
-    parts = Parts(**{f.name: map_record(Examples, shared / f.name) for f in fields(Parts)})
     vectors = None
     if variant.vectors is not None:
-        vectors = map_record(Vectors, shared / f"vectors_{variant.vectors}")
-        features = folder.path / features_at(variant.vectors)
-        if features.is_dir():
-            parts = compared_parts(parts, FeaturePipeline.load(features))
+        vectors = map_record(Vectors, folder.path / SHARED / f"vectors_{variant.vectors}")
+    parts = _parts_here(variant, config, folder)
     return train_once(variant, seed, parts, vectors, config, folder)
+
+
+def _parts_here(variant: Variant, config: RunConfig, folder: RunFolder) -> Parts:
+    """The impressions as a variant is given them, mapped from disk."""
+    compared, features = None, folder.path / features_at(variant.vectors)
+    if variant.vectors is not None and features.is_dir():
+        compared = FeaturePipeline.load(features)
+    if config.features is not None:
+        built = BuiltFeatures(FeatureArrays.open(config.features))
+        if compared is not None and built.compares_by(compared.cosines_fingerprint):
+            return built.parts(compared)
+        parts = built.parts(built.pipeline)
+    else:
+        shared = folder.path / SHARED
+        parts = Parts(**{f.name: map_record(Examples, shared / f.name) for f in fields(Parts)})
+    return parts if compared is None else compared_parts(parts, compared)
 
 
 @contextmanager

@@ -10,13 +10,15 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from experiments import commands
+from experiments import commands, schedule_trainings
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
 from experiments.pipeline import Run
+from experiments.shared_arrays import write_record
 from experiments.tune import TuneConfig, tune
 from features.build import build_features
 from features.dataset import Dataset
+from features.examples import Examples
 from features.pipeline import FeaturePipeline
 from ranking.certificate import verify_bundle
 from ranking.tower import TowerConfig
@@ -131,7 +133,14 @@ def test_a_real_log_is_compared_and_reported_without_reading_it_whole(world, bui
     assert ours == theirs and all(check["clean"] for check in ours)
 
 
-def test_several_processes_train_to_the_same_figures(world, built, trained, tmp_path):
+def test_several_processes_map_the_arrays_and_train_to_the_same_figures(
+    world, built, trained, tmp_path, monkeypatch
+):
+    def no_rows(record, folder):
+        assert not isinstance(record, Examples), "rows were copied"
+        write_record(record, folder)
+
+    monkeypatch.setattr(schedule_trainings, "write_record", no_rows)
     config = RunConfig(
         data=world, out=tmp_path / "run", features=built, variants=VARIANTS[:2], workers=2, **QUICK
     )
