@@ -34,9 +34,11 @@ from features.build_steps import (
     SPLIT_FILE,
     TARGETS_FILE,
     BuildPlan,
+    compare_with_rates,
     count_partition,
     merge_targets,
     once,
+    rates_file,
     shuffle_unit,
     sum_file,
     transform_partition,
@@ -45,12 +47,18 @@ from features.build_steps import (
 from features.dataset import Dataset
 from features.embedding_join import VectorTable, join_vectors
 from features.feature_spec import SIDE_TABLE_KEYS
-from features.leak_guards import SplitPart, refuse_mixed_times
-from features.leaks import RATED_IDS, numbers_of_the_log
+from features.leak_guards import (
+    SplitPart,
+    add_rates,
+    rates_that_saw_their_rows,
+    refuse_mixed_times,
+)
+from features.leaks import RATED_IDS, numbers_of_the_log, rate_violations
 from features.partitions import Task, Workers
 from features.pipeline import TRANSFORMS_FILE, FeaturePipeline
 from features.split import EPOCH
 from features.target_rates import with_parents
+from features.violation import refuse_errors
 
 UNIT_ROWS, PARTITION_ROWS, BLOCK_ROWS = 500_000, 500_000, 1_000_000
 """Rows read, transformed and merged at once: what bounds the memory."""
@@ -164,7 +172,16 @@ def _build(
     report(1, 1, "splitting by time")
     counted = run("counting", count_partition, [(where, p) for p in parts])
     _refuse_one_class(counted)
-    _refuse_leaks(scratch, plan, dataset)
+    train, held_out = (
+        pl.concat(_counted(scratch, plan, f"{name}.parquet")).sort(ROW)
+        for name in ("sample", "held_out")
+    )
+    refuse_telling_features(train, held_out, dataset)
+    numbers = numbers_of_the_log(train, dataset.spec)
+    if numbers:
+        rates = {key: _add_rates(scratch, plan, key) for key in RATED_IDS}
+        like = run("looking for leaks", compare_with_rates, [(where, p) for p in parts])
+        _refuse_rates(rates, like, numbers)
     keys = with_parents(dataset.spec.features.statistics_keys)
     run("adding up target statistics", merge_targets, [(where, k) for k in range(len(keys))])
     once(scratch / FEATURES, lambda draft: _fit(draft, scratch, plan, dataset, vectors, earlier))
@@ -213,20 +230,29 @@ def _split(scratch: Path, plan: BuildPlan, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _refuse_leaks(scratch: Path, plan: BuildPlan, dataset: Dataset) -> None:
-    """Look for features that know the click, in what the partitions sampled and counted."""
-    train, held_out = (
-        pl.concat(_counted(scratch, plan, name)).sort(ROW) for name in ("sample", "held_out")
-    )
-    numbers = numbers_of_the_log(train, dataset.spec)
-    rates = {key: _counted(scratch, plan, f"rates_{key}") for key in RATED_IDS if numbers}
-    refuse_telling_features(train, held_out, rates, dataset)
+def _add_rates(scratch: Path, plan: BuildPlan, key: str) -> pl.DataFrame:
+    """Put the click rates of an id where every partition finds them."""
+    rates = add_rates(_counted(scratch, plan, rates_file(key)), key)
+    rates.write_parquet(scratch / rates_file(key))
+    return rates
 
 
-def _counted(scratch: Path, plan: BuildPlan, name: str) -> list[pl.DataFrame]:
-    """What every partition counted."""
+def _refuse_rates(
+    rates: dict[str, pl.DataFrame], like: Sequence[dict[str, Any]], numbers: Sequence[str]
+) -> None:
+    """Refuse dense columns that are click rates over the very rows that they describe."""
+    key_of: dict[str, str] = {}
+    for key in RATED_IDS:
+        counts = np.sum([partition[key] for partition in like], axis=0)
+        for name in rates_that_saw_their_rows(rates[key], counts, numbers):
+            key_of.setdefault(name, key)
+    refuse_errors(rate_violations(key_of))
+
+
+def _counted(scratch: Path, plan: BuildPlan, file: str) -> list[pl.DataFrame]:
+    """A file that every partition counted."""
     folders = (scratch / "counted" / f"{partition:05d}" for partition in range(plan.partitions))
-    return [pl.read_parquet(folder / f"{name}.parquet") for folder in folders]
+    return [pl.read_parquet(folder / file) for folder in folders]
 
 
 def _fit(
@@ -240,7 +266,7 @@ def _fit(
     """Fit the pipeline from what the partitions counted, and save it."""
 
     def read(name: str) -> list[pl.DataFrame]:
-        return _counted(scratch, plan, name)
+        return _counted(scratch, plan, f"{name}.parquet")
 
     sample = pl.concat(read("sample")).sort(ROW)
     seen = sample

@@ -6,8 +6,6 @@ and sums over all of them what a feature knows of the click it describes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
 import numpy as np
 import polars as pl
 
@@ -16,12 +14,7 @@ from features.columns import TABLE_COLUMNS, column_violations
 from features.dataset import Dataset
 from features.dense import finite_values
 from features.feature_spec import SIDE_TABLE_KEYS
-from features.leaks import (
-    leak_violations,
-    near_perfect_features,
-    numbers_of_the_log,
-    rate_violations,
-)
+from features.leaks import leak_violations, near_perfect_features
 from features.violation import Violation, first_where, refuse_errors
 
 
@@ -91,17 +84,11 @@ def refuse_repeated_rows(frame: pl.DataFrame, *, request: str, row: str) -> None
     )
 
 
-def refuse_telling_features(
-    train: pl.DataFrame,
-    held_out: pl.DataFrame,
-    rates: Mapping[str, Iterable[pl.DataFrame]],
-    dataset: Dataset,
-) -> None:
-    """Refuse features that predict clicks almost perfectly, or counted the rows they describe.
+def refuse_telling_features(train: pl.DataFrame, held_out: pl.DataFrame, dataset: Dataset) -> None:
+    """Refuse features that predict clicks almost perfectly.
 
     Args:
         train, held_out: Samples of training rows and of later ones, in the contract's types.
-        rates: By id, ``key_rates`` of all parts of the log.
         dataset: Gives the side tables and the features.
 
     Raises:
@@ -109,8 +96,8 @@ def refuse_telling_features(
     """
     rows = pl.concat([train, held_out])
     tables = {"impressions": rows, **_side_tables(dataset)}
-    found = near_perfect_features(tables, dataset.spec, np.arange(len(rows)) < len(train))
-    refuse_errors([*found, *rate_violations(rates, numbers_of_the_log(rows, dataset.spec))])
+    is_train_N = np.arange(len(rows)) < len(train)
+    refuse_errors(near_perfect_features(tables, dataset.spec, is_train_N))
 
 
 def _side_tables(dataset: Dataset) -> dict[str, pl.DataFrame]:

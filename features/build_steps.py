@@ -30,7 +30,7 @@ from features.columns import canonical
 from features.dataset import Dataset
 from features.feature_spec import OUTCOMES, SIDE_TABLE_KEYS
 from features.history import purchases_of
-from features.leak_guards import key_rates, refuse_outcomes_before_their_cause
+from features.leak_guards import key_rates, refuse_outcomes_before_their_cause, rows_like_rates
 from features.leaks import RATED_IDS, numbers_of_the_log
 from features.pipeline import FeaturePipeline
 from features.stable_hash import NULL_HASH, hash_numbers, hash_values, in_sample
@@ -142,10 +142,9 @@ def count_partition(scratch: str, partition: int) -> dict[str, Any]:
             ("held_out", held_out, sum(rows[1:])),
         ):
             sampled(drawn_of, total, plan).write_parquet(draft / f"{name}.parquet")
-        numbers = numbers_of_the_log(frame, dataset.spec)
-        for key in RATED_IDS if numbers else ():
-            counts = key_rates(frame, key, numbers, part_N == 0)
-            counts.write_parquet(draft / f"rates_{key}.parquet")
+        if numbers_of_the_log(frame, dataset.spec):
+            for key in RATED_IDS:
+                key_rates(frame, key, part_N == 0).write_parquet(draft / rates_file(key))
         if dataset.has("events"):
             purchases = read_partition(folder, plan, "events", partition)
             if REQUEST in purchases.columns:
@@ -160,6 +159,28 @@ def count_partition(scratch: str, partition: int) -> dict[str, Any]:
         }
 
     return once(folder / "counted" / f"{partition:05d}", work)
+
+
+def compare_with_rates(scratch: str, partition: int) -> dict[str, Any]:
+    """Count a partition's rows in which a dense column is the click rate of an id, by id."""
+    folder, plan = Path(scratch), BuildPlan.load(Path(scratch))
+    dataset = open_dataset(plan.data)
+
+    def work(draft: Path) -> dict[str, Any]:
+        frame = read_partition(folder, plan, "impressions", partition)
+        numbers, train_N = numbers_of_the_log(frame, dataset.spec), parts_of(frame, folder) == 0
+        rates = {key: pl.read_parquet(folder / rates_file(key)) for key in RATED_IDS}
+        return {
+            key: rows_like_rates(frame, key, numbers, rates[key], train_N).tolist()
+            for key in RATED_IDS
+        }
+
+    return once(folder / "compared" / f"{partition:05d}", work)
+
+
+def rates_file(key: str) -> str:
+    """Name of the file with ``key_rates`` of an id."""
+    return f"rates_{key}.parquet"
 
 
 def transform_partition(scratch: str, partition: int) -> dict[str, Any]:

@@ -91,42 +91,71 @@ def refuse_outcomes_before_their_cause(
         )
 
 
-def key_rates(
-    rows: pl.DataFrame, key: str, columns: Sequence[str], train_N: NDArray[np.bool_]
-) -> pl.DataFrame:
-    """Count clicks by key, and between which values some columns lie there.
-
-    A log of any size is counted in parts, which ``rates_that_saw_their_rows`` adds up.
+def key_rates(rows: pl.DataFrame, key: str, train_N: NDArray[np.bool_]) -> pl.DataFrame:
+    """Count rows and clicks by key; counts of parts of a log add up (``add_rates``).
 
     Args:
-        rows: Impressions with ``clicked``, the key and the columns.
+        rows: Impressions with ``clicked`` and the key; rows without a key are passed over.
         key: Column that a rate could be of.
-        columns: Numeric columns.
         train_N: True for training rows, shape (N,).
 
     Returns:
-        A row for each key over all rows, and another over training rows alone (``of``).
+        The key, ``shown`` and ``clicks`` of all rows, and the same of training rows.
     """
-    numbers = {
-        # A missing value is no rate.
-        name: pl.col(name).cast(pl.Float64).fill_nan(None).fill_null(float("inf"))
-        for name in columns
-    }
-    counts = (
-        pl.len().alias("shown"),
-        pl.col("clicked").fill_null(0).cast(pl.Int64).sum().alias("clicks"),
-        *(number.min().alias(f"low {name}") for name, number in numbers.items()),
-        *(number.max().alias(f"high {name}") for name, number in numbers.items()),
+    clicked = pl.col("clicked").fill_null(0).cast(pl.Int64)
+    return (
+        rows.select(key, clicked, train=pl.Series(train_N, dtype=pl.Boolean))
+        .drop_nulls(key)
+        .group_by(key)
+        .agg(
+            shown=pl.len().cast(pl.Int64),
+            clicks=pl.col("clicked").sum(),
+            train_shown=pl.col("train").cast(pl.Int64).sum(),
+            train_clicks=pl.col("clicked").filter("train").sum(),
+        )
     )
-    by_part = (rows, rows.filter(pl.Series(train_N)))
-    return pl.concat(
-        part.drop_nulls(key).group_by(key).agg(*counts).with_columns(of=pl.lit(of))
-        for of, part in zip(("all rows", "training rows"), by_part, strict=True)
-    )
+
+
+def add_rates(parts: Iterable[pl.DataFrame], key: str) -> pl.DataFrame:
+    """Return ``key_rates`` of a whole log from those of its parts."""
+    return pl.concat(parts).group_by(key).sum()
+
+
+def rows_like_rates(
+    rows: pl.DataFrame,
+    key: str,
+    columns: Sequence[str],
+    rates: pl.DataFrame,
+    train_N: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """Count the rows in which a column is the click rate of the key; counts of parts add up.
+
+    Args:
+        rows: Impressions with the key and the columns.
+        key: Column that a rate could be of.
+        columns: Numeric columns, K of them.
+        rates: ``key_rates`` of the whole log.
+        train_N: True for training rows, shape (N,).
+
+    Returns:
+        Rows that were looked at, and those like the rate by column, shape (2, 1 + K): for rates
+        over all rows, and for training rows and rates over these.
+    """
+    joined = rows.select(key, *columns).join(rates, on=key, how="left", maintain_order="left")
+    counts = []
+    for prefix, fitted_N in (("", np.ones(len(rows), bool)), ("train_", train_N)):
+        shown_N = joined[f"{prefix}shown"].fill_null(0).to_numpy()
+        # A key of one row has its label for a rate, and most columns of 0 and 1 would match.
+        often_N = fitted_N & (shown_N > 1)
+        rate_N = joined[f"{prefix}clicks"].fill_null(0).to_numpy()[often_N] / shown_N[often_N]
+        values = (joined[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in columns)
+        like = [np.isclose(value_N[often_N], rate_N, rtol=1e-5, atol=1e-7) for value_N in values]
+        counts.append([often_N.sum(), *(like_N.sum() for like_N in like)])
+    return np.array(counts, np.int64)
 
 
 def rates_that_saw_their_rows(
-    counts: Iterable[pl.DataFrame], key: str, columns: Sequence[str]
+    rates: pl.DataFrame, counts: NDArray[np.int64], columns: Sequence[str]
 ) -> list[str]:
     """Return the columns that are a key's click rate over the very rows that they describe.
 
@@ -134,29 +163,14 @@ def rates_that_saw_their_rows(
     back has seen the click of every row that it describes.
 
     Args:
-        counts: ``key_rates`` of all parts of a log.
-        key, columns: As given there.
+        rates: ``key_rates`` of the whole log.
+        counts: ``rows_like_rates`` of the whole log, shape (2, 1 + K).
+        columns: As given there.
     """
-    summed = (
-        pl.concat(counts)
-        .group_by("of", key)
-        .agg(
-            pl.col("shown", "clicks").sum(),
-            pl.col(f"low {name}" for name in columns).min(),
-            pl.col(f"high {name}" for name in columns).max(),
-        )
-        # A key of one row has its label for a rate, and most columns of 0 and 1 would match.
-        .filter(pl.col("shown") > 1)
-    )
-    found = []
-    for fitted in summed.partition_by("of"):
-        shown_V = fitted["shown"].to_numpy()
-        rate_V = fitted["clicks"].to_numpy() / shown_V
-        if np.ptp(rate_V) == 0:
-            continue
-        for name in columns:
-            ends = (fitted[f"{end} {name}"].to_numpy() for end in ("low", "high"))
-            same_V = np.all([np.isclose(end_V, rate_V, rtol=1e-5, atol=1e-7) for end_V in ends], 0)
-            if shown_V[same_V].sum() >= SAME_SHARE * shown_V.sum():
-                found.append(name)
-    return [name for name in columns if name in found]
+    found = np.zeros(len(columns), bool)
+    for prefix, (rows, *like) in zip(("", "train_"), counts.tolist(), strict=True):
+        often = rates.filter(pl.col(f"{prefix}shown") > 1)
+        rate_V = often[f"{prefix}clicks"].to_numpy() / often[f"{prefix}shown"].to_numpy()
+        if len(rate_V) and np.ptp(rate_V) > 0:
+            found |= np.array(like, np.int64) >= SAME_SHARE * rows
+    return [name for name, is_rate in zip(columns, found, strict=True) if is_rate]

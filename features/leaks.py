@@ -5,7 +5,7 @@ Shape letters: N impressions, V distinct values of a feature.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
 import numpy as np
@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.feature_spec import SIDE_TABLE_KEYS, TIME_PARTS
-from features.leak_guards import key_rates, rates_that_saw_their_rows
+from features.leak_guards import key_rates, rates_that_saw_their_rows, rows_like_rates
 from features.schema import DatasetSpec
 from features.sparse import as_text
 from features.split import request_start_us
@@ -146,9 +146,14 @@ def statistics_that_saw_their_rows(
         train_N: True for training rows, shape (N,).
     """
     names = numbers_of_the_log(impressions, spec)
-    keys = [name for name in RATED_IDS if name in impressions.columns]
-    rates = {key: [key_rates(impressions, key, names, train_N)] for key in keys if names}
-    return rate_violations(rates, names)
+    key_of: dict[str, str] = {}
+    for key in RATED_IDS:
+        if names and key in impressions.columns:
+            rates = key_rates(impressions, key, train_N)
+            counts = rows_like_rates(impressions, key, names, rates, train_N)
+            for name in rates_that_saw_their_rows(rates, counts, names):
+                key_of.setdefault(name, key)
+    return rate_violations(key_of)
 
 
 def numbers_of_the_log(impressions: pl.DataFrame, spec: DatasetSpec) -> list[str]:
@@ -160,30 +165,23 @@ def numbers_of_the_log(impressions: pl.DataFrame, spec: DatasetSpec) -> list[str
     ]
 
 
-def rate_violations(
-    rates: Mapping[str, Iterable[pl.DataFrame]], names: Sequence[str]
-) -> list[Violation]:
-    """Say which dense columns are click rates, of which id.
+def rate_violations(key_of: Mapping[str, str]) -> list[Violation]:
+    """Say which dense columns are click rates over the rows they describe, and of which id.
 
     Args:
-        rates: By id, ``key_rates`` of all parts of the log.
-        names: The dense columns that were counted.
+        key_of: The id by column.
     """
-    key_of: dict[str, str] = {}
-    for key, counts in rates.items():
-        key_of = dict.fromkeys(rates_that_saw_their_rows(counts, key, names), key) | key_of
     return [
         Violation(
             table="impressions",
             column=name,
             row=None,
-            problem=f"feature {name!r} is the click rate of {key_of[name]} over the very rows that "
+            problem=f"feature {name!r} is the click rate of {key} over the very rows that "
             "it describes: each saw its own click, and later ones",
-            advice=f"list {key_of[name]!r} under target_statistics instead, which count strictly "
+            advice=f"list {key!r} under target_statistics instead, which count strictly "
             "earlier rows",
         )
-        for name in names
-        if name in key_of
+        for name, key in key_of.items()
     ]
 
 

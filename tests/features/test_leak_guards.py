@@ -6,10 +6,12 @@ import pytest
 
 from features.leak_guards import (
     SplitPart,
+    add_rates,
     key_rates,
     rates_that_saw_their_rows,
     refuse_mixed_times,
     refuse_outcomes_before_their_cause,
+    rows_like_rates,
 )
 from features.stable_hash import hash_values
 from features.target_statistics import earlier_counts
@@ -64,8 +66,9 @@ def found(log, values, key="product_id", cuts=(0, ROWS)):
     """Whether a column is taken for a click rate of ``key``, counted in parts."""
     log = log.with_columns(value=pl.Series(values))
     parts = [slice(start, stop) for start, stop in pairwise(cuts)]
-    counts = [key_rates(log[part], key, ["value"], TRAIN[part]) for part in parts]
-    return rates_that_saw_their_rows(counts, key, ["value"]) == ["value"]
+    rates = add_rates([key_rates(log[part], key, TRAIN[part]) for part in parts], key)
+    counts = sum(rows_like_rates(log[part], key, ["value"], rates, TRAIN[part]) for part in parts)
+    return rates_that_saw_their_rows(rates, counts, ["value"]) == ["value"]
 
 
 def rate_of(log, rows):
@@ -79,12 +82,17 @@ def test_a_rate_of_the_whole_log_has_seen_its_row(log, rows, cuts):
     assert found(log, rate_of(log, rows), cuts=cuts)
 
 
-def test_one_key_of_another_value_is_no_rate_any_more(log):
+@pytest.mark.parametrize("cuts", [(0, ROWS), (0, 7, 401, ROWS)])
+@pytest.mark.parametrize("other", [0.9, 0.0, None, float("nan")])
+def test_one_row_in_a_hundred_may_be_another_value(log, other, cuts):
     rate = rate_of(log, np.ones(ROWS, bool))
-    first = pl.int_range(pl.len()) == 0
-    for other in (0.9, 0.0, None, float("nan")):
-        changed = log.select(pl.when(first).then(other).otherwise(rate)).to_series()
-        assert not found(log, changed, cuts=(0, 1, ROWS))
+
+    def changed(rows):
+        every = pl.int_range(pl.len()) % (ROWS // rows) == 0
+        return log.select(pl.when(every).then(other).otherwise(rate)).to_series()
+
+    assert found(log, changed(6), cuts=cuts)
+    assert not found(log, changed(12), cuts=cuts)
 
 
 def test_a_rate_of_earlier_rows_has_not(log):
