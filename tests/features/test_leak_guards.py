@@ -107,6 +107,14 @@ def test_keys_of_one_row_each_say_nothing(log):
     assert not found(alone, log["clicked"].cast(pl.Float64), key="request_id")
 
 
+def test_keys_of_one_row_are_no_evidence_beside_others(log):
+    place = np.arange(ROWS)
+    few = pl.Series(np.where(place < 4, place // 2, place)).cast(pl.String)
+    clicked = np.where(place < 4, place == 0, place % 3 == 0).astype(int)
+    log = log.with_columns(product_id=few, clicked=pl.Series(clicked))
+    assert not found(log, clicked.astype(float))
+
+
 def test_a_log_without_a_key_or_of_one_rate_says_nothing(log):
     nobody = log.with_columns(product_id=pl.lit(None, pl.String))
     assert not found(nobody, np.zeros(ROWS))
