@@ -123,7 +123,8 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> TuneResult:
             "click network"
         )
     if line.built is not None:
-        train, validation = line.parts.train, line.parts.validation
+        parts = line.parts_of(variant)
+        train, validation = parts.train, parts.validation
     else:
         train, validation = (
             line.pipeline_of(variant).transform(part)

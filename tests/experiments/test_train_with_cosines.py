@@ -8,7 +8,7 @@ from polars.testing import assert_frame_equal
 from embeddings.stage1 import Stage1Config
 from embeddings.stage2 import Stage2Config
 from embeddings.store import VectorStore
-from experiments import commands, pipeline
+from experiments import commands, pipeline, tune
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
 from experiments.pipeline import Run
@@ -172,6 +172,27 @@ def test_training_goes_on_with_built_cosines_and_with_its_own(trained, world, tm
     for name in VARIANTS[:3]:
         left, right = (line.parts_of(by_name[name]).test for line, by_name in (before, after))
         np.testing.assert_array_equal(left.dense_NC, right.dense_NC)
+
+
+def test_settings_are_searched_with_the_cosines_of_the_variant(
+    trained, world, tmp_path, monkeypatch
+):
+    stores = (VectorStore.open(trained / f"embeddings/dashclip/{kind}") for kind in KINDS)
+    built = build_features(world, tmp_path / "features", workers="local:1", vectors=(*stores,))
+    given = []
+
+    def train(trial, line, variant, *parts):
+        given.extend(parts)
+        tune._propose(trial)
+        trial.set_user_attr("validation_auc", 0.5)
+        return 0.1
+
+    monkeypatch.setattr(tune, "_train", train)
+    config = {"data": world, "variant": "off_the_shelf", "trials": 1}
+    tune.tune(tune.TuneConfig(out=tmp_path / "disk", features=built.folder, **config))
+    tune.tune(tune.TuneConfig(out=tmp_path / "memory", **config))
+    _, ours, _, theirs = given
+    assert ours.dense_names == theirs.dense_names and "cosine.query" in ours.dense_names
 
 
 def test_a_run_that_is_read_again_fits_nothing(trained, monkeypatch):
