@@ -9,7 +9,7 @@ from typing import Self
 import polars as pl
 
 from experiments.config import RunConfig
-from experiments.training import Parts
+from experiments.training import Parts, compared_parts
 from features.arrays import FEATURES, PARTS, FeatureArrays
 from features.dataset import Dataset
 from features.pipeline import FeaturePipeline
@@ -51,7 +51,14 @@ class BuiltFeatures:
         return built is not None and built == vectors_fingerprint
 
     def parts(self, pipeline: FeaturePipeline) -> Parts:
-        """Return the impressions with the columns of one of the two pipelines, mapped from disk."""
+        """Return the impressions with the columns of a pipeline, those that were built mapped.
+
+        Args:
+            pipeline: One of the two, or the plain one with cosines of other vectors.
+        """
+        fingerprint = pipeline.cosines_fingerprint
+        if fingerprint is not None and not self.compares_by(fingerprint):
+            return compared_parts(self.parts(self.pipeline), pipeline)
         # Cosines are the last columns.
         columns = len(pipeline.dense_names)
         parts = {part: self.arrays.examples(part) for part in PARTS}

@@ -254,11 +254,11 @@ class Run:
         pipeline, source = self.pipeline_of(variant), variant.vectors
         if pipeline is self.pipeline or source is None:
             return self.parts
-        if self.built is not None and self.built.compares_by(pipeline.cosines_fingerprint):
-            return self.built.parts(pipeline)
         if source not in self._compared_parts:
             # One kind at a time: each holds its own copy of all dense columns.
-            self._compared_parts = {source: compared_parts(self.parts, pipeline)}
+            built = self.built
+            parts = built.parts(pipeline) if built else compared_parts(self.parts, pipeline)
+            self._compared_parts = {source: parts}
         return self._compared_parts[source]
 
     def joined(self, variant: Variant) -> Vectors | None:

@@ -193,12 +193,9 @@ def _parts_here(variant: Variant, config: RunConfig, folder: RunFolder) -> Parts
         compared = FeaturePipeline.load(features)
     if config.features is not None:
         built = BuiltFeatures(FeatureArrays.open(config.features))
-        if compared is not None and built.compares_by(compared.cosines_fingerprint):
-            return built.parts(compared)
-        parts = built.parts(built.pipeline)
-    else:
-        shared = folder.path / SHARED
-        parts = Parts(**{f.name: map_record(Examples, shared / f.name) for f in fields(Parts)})
+        return built.parts(compared or built.pipeline)
+    shared = folder.path / SHARED
+    parts = Parts(**{f.name: map_record(Examples, shared / f.name) for f in fields(Parts)})
     return parts if compared is None else compared_parts(parts, compared)
 
 

@@ -165,9 +165,9 @@ def _said(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(
-        ": ".join((".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")))
-        if one["loc"]
-        else one["msg"].removeprefix("Value error, ")
-        for one in problems
-    )
+    said = []
+    for problem in problems:
+        setting = ".".join(map(str, problem["loc"]))
+        words = problem["msg"].removeprefix("Value error, ")
+        said.append(f"{setting}: {words}" if setting else words)
+    return "; ".join(said)
