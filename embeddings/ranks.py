@@ -49,6 +49,9 @@ class Ranks:
         if not dist.is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _LEFT:
                 return cls()
+            if torch.cuda.is_available():
+                # torchrec and NCCL take the current device for this rank's.
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return cls(rank=dist.get_rank(), world=dist.get_world_size())
 

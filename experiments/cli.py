@@ -121,6 +121,9 @@ def train(config: Settings, json: JsonFile = None) -> None:
     from experiments import commands
 
     result = commands.train(config, new_progress())
+    if not result.metrics:
+        # The first rank of a torchrun job speaks for all.
+        return
     print_measures(
         "validation rows",
         nested(result.metrics),

@@ -27,9 +27,9 @@ import numpy as np
 from experiments.built_features import BuiltFeatures
 from experiments.config import RunConfig
 from experiments.run_folder import RunFolder
-from experiments.shared_arrays import map_record, write_record
 from experiments.training import Parts, Trained, compared_parts, features_at, train_once
 from experiments.variants import Variant, VectorSource
+from features.array_record import map_record, write_record
 from features.arrays import FeatureArrays
 from features.embedding_join import Vectors
 from features.examples import Examples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,11 @@ def train_once(
 
 def drop_checkpoints_(variant: Variant, seed: int, folder: RunFolder) -> None:
     """Remove what an interrupted training would have gone on from; its model is there."""
-    shutil.rmtree(_checkpoints_at(variant, seed, folder), ignore_errors=True)
+    at = _checkpoints_at(variant, seed, folder)
+    shutil.rmtree(at, ignore_errors=True)
+    # The last one takes the folder of all with it.
+    with suppress(OSError):
+        at.parent.rmdir()
 
 
 def _checkpoints_at(variant: Variant, seed: int, folder: RunFolder) -> Path:

@@ -206,6 +206,8 @@ def _whole(folder: Path) -> dict[str, torch.Tensor]:
     for path in sorted(folder.glob("rank-*.safetensors")):
         for key, tensor in load_file(path).items():
             name, kind = key.rsplit(".", 1)
+            if kind == "best":
+                continue
             _, table, row, column = name.split("-")
             parts.setdefault(f"table-{table}.{kind}", []).append((int(row), int(column), tensor))
     whole = {}

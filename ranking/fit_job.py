@@ -1,6 +1,7 @@
 """One fit of a click network as a record, and as a folder for the ranks of a torchrun job.
 
-The first rank writes it to storage that all ranks share; the others read rows memory-mapped.
+The first rank writes it to storage that all ranks share; the others read rows memory-mapped. Rows
+that are mapped from files already, as those of built features are, are read where they lie.
 
 Shape letters: N rows, V table rows, E width of an id embedding.
 """
@@ -9,16 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from features.array_record import map_record, write_record
 from features.embedding_join import Vectors
 from features.examples import Examples
 from ranking.checkpoint import verify_folder, write_manifest
@@ -27,8 +28,10 @@ from ranking.inputs import ExampleTensors, FrozenVectors
 from ranking.model import ClickNetwork
 from ranking.network import build_network
 from ranking.tower_config import TowerConfig
+from ranking.warm_start import adagrad_tensors, restore_adagrad_
 
 WEIGHTS = "initial.safetensors"
+SUMS = "adagrad.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,27 +52,34 @@ class FitJob:
     vectors: Vectors | None
     column_wise: tuple[str, ...] = ()
     """Features whose tables are split by columns."""
+    state_folder: Path | None = None
+    """Where ranks keep the state of the training for a repeat to go on from; None for nowhere."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What the training is, JSON values; another one's state is refused."""
 
     def write_(self, folder: Path, network: ClickNetwork) -> None:
         """Write the job with a network's initial weights into a new folder."""
         folder = Path(folder)
         folder.mkdir(parents=True)
-        records: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "config": self.config.model_dump(mode="json"),
             "signature": self.signature.to_json(),
             "history_rows": self.history_rows,
             "seed": self.seed,
             "column_wise": list(self.column_wise),
+            "state_folder": None if self.state_folder is None else str(self.state_folder),
+            "identity": dict(self.identity),
         }
-        for part, examples in (("train", self.train), ("validation", self.validation)):
-            records[part] = _write_arrays_(folder, part, examples)
+        write_record(self.train, folder / "train")
+        write_record(self.validation, folder / "validation")
         if self.vectors is not None:
-            records["vectors"] = _write_arrays_(folder, "vectors", self.vectors)
+            write_record(self.vectors, folder / "vectors")
         np.save(folder / "outcome.npy", self.outcome_N)
         np.save(folder / "label.npy", self.label_N)
         state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
         save_file(state, folder / WEIGHTS)
-        (folder / "job.json").write_text(json.dumps(records), encoding="utf-8")
+        save_file(adagrad_tensors(network), folder / SUMS)
+        (folder / "job.json").write_text(json.dumps(settings), encoding="utf-8")
         write_manifest(folder)
 
     @classmethod
@@ -81,29 +91,32 @@ class FitJob:
         """
         folder = Path(folder)
         verify_folder(folder)
-        records = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         vectors = None
-        if "vectors" in records:
-            vectors = Vectors(**_read_arrays(folder, "vectors", records["vectors"]))
+        if (folder / "vectors").is_dir():
+            vectors = map_record(Vectors, folder / "vectors")
+        kept_at = settings["state_folder"]
         return cls(
-            config=TowerConfig(**records["config"]),
-            signature=InputSignature.from_json(records["signature"]),
-            history_rows=records["history_rows"],
-            seed=records["seed"],
-            column_wise=tuple(records["column_wise"]),
-            train=Examples(**_read_arrays(folder, "train", records["train"])),
-            validation=Examples(**_read_arrays(folder, "validation", records["validation"])),
+            config=TowerConfig(**settings["config"]),
+            signature=InputSignature.from_json(settings["signature"]),
+            history_rows=settings["history_rows"],
+            seed=settings["seed"],
+            column_wise=tuple(settings["column_wise"]),
+            state_folder=None if kept_at is None else Path(kept_at),
+            identity=settings["identity"],
+            train=map_record(Examples, folder / "train"),
+            validation=map_record(Examples, folder / "validation"),
             outcome_N=np.load(folder / "outcome.npy", mmap_mode="r"),
             label_N=np.load(folder / "label.npy", mmap_mode="r"),
             vectors=vectors,
         )
 
     def network(self, folder: Path) -> ClickNetwork:
-        """Return the network with the initial weights that lie in the job's folder."""
+        """Return the network with the initial weights, and sums, that lie in the job's folder."""
         with torch.random.fork_rng(devices=[]):
             network, _ = build_network(self.config, self.signature, self.history_rows)
-        with safe_open(Path(folder) / WEIGHTS, "pt") as file:
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        network.load_state_dict(load_file(Path(folder) / WEIGHTS))
+        restore_adagrad_(network, load_file(Path(folder) / SUMS))
         if self.vectors is not None and network.attention is not None:
             network.attention.set_vectors(self.vectors)
         return network
@@ -112,22 +125,3 @@ class FitJob:
         """Return training and validation rows as the network reads them."""
         frozen = None if self.vectors is None else FrozenVectors(self.vectors)
         return ExampleTensors(self.train, frozen), ExampleTensors(self.validation, frozen)
-
-
-def _write_arrays_(folder: Path, part: str, record: Examples | Vectors) -> dict[str, Any]:
-    """Save the arrays of a record and return what else it has."""
-    plain: dict[str, Any] = {}
-    for each in fields(record):
-        value = getattr(record, each.name)
-        if isinstance(value, np.ndarray):
-            np.save(folder / f"{part}.{each.name}.npy", value)
-        else:
-            plain[each.name] = value
-    return plain
-
-
-def _read_arrays(folder: Path, part: str, plain: Mapping[str, Any]) -> dict[str, Any]:
-    record = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-    for path in sorted(folder.glob(f"{part}.*.npy")):
-        record[path.name.split(".")[1]] = np.load(path, mmap_mode="r")
-    return record

@@ -5,6 +5,7 @@ Apart from the work, so that a process of its own does not load what only many n
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ranking.contract import Progress
@@ -21,8 +22,18 @@ LEADERS: list[FitLeader] = []
 class FitLeader(Protocol):
     """The first rank of a torchrun job, whose others wait for fits."""
 
-    def train(self, job: FitJob, network: ClickNetwork, progress: Progress | None) -> list[Check]:
-        """Fit a network on all ranks and leave the learned weights in it."""
+    def train(
+        self,
+        job: FitJob,
+        network: ClickNetwork,
+        progress: Progress | None,
+        checkpoints: Path | None,
+    ) -> list[Check]:
+        """Fit a network on all ranks and leave the learned weights in it.
+
+        Args:
+            checkpoints: Folder for the state of the training, for a repeat to go on from.
+        """
         ...
 
 

@@ -2,7 +2,8 @@
 
 A folder with one safetensors file a rank, ``dense.safetensors`` for what all ranks share, and
 ``manifest.json`` with the place of every shard and the SHA-256 of every file. Nothing is read
-before its sum agrees; no pickle, unlike torch.distributed.checkpoint's metadata.
+before its sum agrees; no pickle, unlike torch.distributed.checkpoint's metadata. What the tables
+were at the best check so far travels with them, so that both are of one moment.
 
 A table that was whole and is now split by columns gives each part the whole's momentum, and parts
 that become whole again their mean by width: row-wise Adagrad's momentum is a mean over columns, so
@@ -15,20 +16,38 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
 from embeddings.ranks import Ranks
-from ranking.checkpoint import file_sha256, read_verified, verify_folder, write_manifest
+from ranking.checkpoint import (
+    file_sha256,
+    read_manifest,
+    read_verified,
+    verify_folder,
+    write_manifest,
+)
 from ranking.sharded_tables import Shard, ShardedTables
 
-FORMAT = 2
+FORMAT = 3
 DENSE = "dense.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadCheckpoint:
+    """What a checkpoint holds beside the shards."""
+
+    dense: dict[str, Tensor]
+    """Tensors that all ranks share."""
+    best: list[Tensor] | None
+    """What this rank's shards were at the best check, in their order; None before there is one."""
+    record: dict[str, Any]
 
 
 def write_checkpoint_(
@@ -37,6 +56,7 @@ def write_checkpoint_(
     dense: Mapping[str, Tensor],
     record: Mapping[str, Any],
     ranks: Ranks,
+    best: Sequence[Tensor] | None = None,
 ) -> None:
     """Write what all ranks hold; a collective call.
 
@@ -46,22 +66,25 @@ def write_checkpoint_(
         dense: Tensors that are equal on every rank; the first rank's are written.
         record: JSON values that travel with them.
         ranks: The open group.
+        best: What this rank's shards were at the best check, in their order.
+
+    Raises:
+        OSError: If this rank's part could not be written; the checkpoint before remains.
     """
     folder = Path(folder)
-    unfinished = folder.with_name(f".{folder.name}.part")
+    unfinished, previous = _beside(folder, "part"), _beside(folder, "old")
     if ranks.rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     ranks.agree(0)
-    tensors = {}
-    for number, shard in _numbered(tables):
-        name = f"table-{number}-{shard.row}-{shard.column}"
-        tensors[f"{name}.weight"] = shard.weight_SD.detach().cpu().contiguous()
-        tensors[f"{name}.momentum"] = shard.momentum_S.detach().cpu().contiguous()
-    save_file(tensors, unfinished / f"rank-{ranks.rank:05d}.safetensors")
-    if ranks.rank == 0:
-        content = {name: tensor.detach().cpu().contiguous() for name, tensor in dense.items()}
-        save_file(content, unfinished / DENSE)
+    try:
+        _save_(_rank_tensors(tables, best), unfinished / f"rank-{ranks.rank:05d}.safetensors")
+        if ranks.rank == 0:
+            content = {name: tensor.detach().cpu().contiguous() for name, tensor in dense.items()}
+            _save_(content, unfinished / DENSE)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     # The others' files are complete once they agree.
     ranks.agree(0)
     if ranks.rank == 0:
@@ -72,7 +95,6 @@ def write_checkpoint_(
             ranks=ranks.world,
             record=dict(record),
         )
-        previous = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(previous, ignore_errors=True)
         if folder.exists():
             folder.rename(previous)
@@ -81,21 +103,27 @@ def write_checkpoint_(
     ranks.agree(0)
 
 
-def read_checkpoint_(
-    folder: Path, tables: Sequence[ShardedTables]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Fill this rank's shards from a checkpoint that any number of ranks wrote.
+def _rank_tensors(
+    tables: Sequence[ShardedTables], best: Sequence[Tensor] | None
+) -> dict[str, Tensor]:
+    """What this rank writes, by table, first row and first column."""
+    tensors = {}
+    for place, (number, shard) in enumerate(_numbered(tables)):
+        name = f"table-{number}-{shard.row}-{shard.column}"
+        tensors[f"{name}.weight"] = shard.weight_SD.detach().cpu().contiguous()
+        tensors[f"{name}.momentum"] = shard.momentum_S.detach().cpu().contiguous()
+        if best is not None:
+            tensors[f"{name}.best"] = best[place].detach().cpu().contiguous()
+    return tensors
 
-    Returns:
-        The shared tensors and the record.
+
+def read_checkpoint_(folder: Path, tables: Sequence[ShardedTables]) -> ReadCheckpoint:
+    """Fill this rank's shards from a checkpoint that any number of ranks wrote.
 
     Raises:
         ValueError: If there is none, a file is damaged, it is of other tables, or it lacks a part.
     """
-    folder = Path(folder)
-    previous = folder.with_name(f".{folder.name}.old")
-    if not folder.exists() and previous.exists():
-        folder = previous
+    folder = _complete(folder)
     manifest = verify_folder(folder)
     found, asked = manifest.get("tables"), _described(tables)
     if manifest.get("format") != FORMAT or found != asked:
@@ -104,17 +132,25 @@ def read_checkpoint_(
             f"this run has format {FORMAT} and {asked}. Were the features or their vocabularies "
             "changed?"
         )
-    parts = _places(folder)
+    parts = _parts(folder)
+    best = []
     with torch.no_grad():
         for number, shard in _numbered(tables):
-            _fill_(shard, parts.get(number, []), folder, number)
-    return load(read_verified(folder, DENSE)), manifest["record"]
+            best.append(_fill_(shard, parts.get(number, []), folder, number))
+    return ReadCheckpoint(
+        dense=load(read_verified(folder, DENSE)),
+        best=[each for each in best if each is not None] if _has_best(parts) else None,
+        record=manifest["record"],
+    )
 
 
-def checkpoint_exists(folder: Path) -> bool:
-    """Whether there is one to go on from."""
-    folder = Path(folder)
-    return folder.exists() or folder.with_name(f".{folder.name}.old").exists()
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what was written with a checkpoint, without reading or verifying it.
+
+    Raises:
+        ValueError: If there is no checkpoint.
+    """
+    return read_manifest(_complete(folder))["record"]
 
 
 def same_checkpoint(left: Path, right: Path) -> bool:
@@ -125,51 +161,105 @@ def same_checkpoint(left: Path, right: Path) -> bool:
     return all(file_sha256(Path(left) / name) == file_sha256(Path(right) / name) for name in names)
 
 
-def _places(folder: Path) -> dict[int, list[tuple[int, int, int, int, str, str]]]:
-    """By table: row, column, rows, columns, file and name of every shard in a checkpoint."""
-    parts: dict[int, list[tuple[int, int, int, int, str, str]]] = {}
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one file holds of a table."""
+
+    file: str
+    name: str
+    row: int
+    column: int
+    rows: int
+    columns: int
+    has_best: bool
+
+
+def _parts(folder: Path) -> dict[int, list[_Part]]:
+    """What the files hold of each table."""
+    parts: dict[int, list[_Part]] = {}
     for path in sorted(folder.glob("rank-*.safetensors")):
         with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118
+            names = set(file.keys())
+            for key in sorted(names):
                 name, kind = key.rsplit(".", 1)
                 if kind == "weight":
                     table, row, column = (int(part) for part in name.split("-")[1:])
                     rows, columns = file.get_slice(key).get_shape()
-                    place = (row, column, rows, columns, path.name, name)
-                    parts.setdefault(table, []).append(place)
+                    part = _Part(
+                        file=path.name,
+                        name=name,
+                        row=row,
+                        column=column,
+                        rows=rows,
+                        columns=columns,
+                        has_best=f"{name}.best" in names,
+                    )
+                    parts.setdefault(table, []).append(part)
     return parts
 
 
-def _fill_(
-    shard: Shard, parts: list[tuple[int, int, int, int, str, str]], folder: Path, number: int
-) -> None:
-    """Copy the overlap of every written shard with this one."""
+def _has_best(parts: Mapping[int, Sequence[_Part]]) -> bool:
+    return any(part.has_best for each in parts.values() for part in each)
+
+
+def _fill_(shard: Shard, parts: Sequence[_Part], folder: Path, number: int) -> Tensor | None:
+    """Copy the overlap of every written part with this shard; return its best weights, if any."""
     rows, columns = shard.weight_SD.shape
+    best_SD = torch.empty_like(shard.weight_SD) if _has_best({number: parts}) else None
     covered = 0
     shard.momentum_S.zero_()
-    for row, column, written_rows, written_columns, file_name, name in parts:
-        top, bottom = max(row, shard.row), min(row + written_rows, shard.row + rows)
-        left = max(column, shard.column)
-        right = min(column + written_columns, shard.column + columns)
+    for part in parts:
+        top, bottom = max(part.row, shard.row), min(part.row + part.rows, shard.row + rows)
+        left = max(part.column, shard.column)
+        right = min(part.column + part.columns, shard.column + columns)
         if top >= bottom or left >= right:
             continue
-        with safe_open(folder / file_name, "pt") as file:
-            weight = file.get_slice(f"{name}.weight")[
-                top - row : bottom - row, left - column : right - column
-            ]
-            momentum = file.get_slice(f"{name}.momentum")[top - row : bottom - row]
-        own_rows = slice(top - shard.row, bottom - shard.row)
-        shard.weight_SD[own_rows, left - shard.column : right - shard.column] = weight.to(
-            shard.weight_SD.device
+        written = (
+            slice(top - part.row, bottom - part.row),
+            slice(left - part.column, right - part.column),
         )
+        own = (
+            slice(top - shard.row, bottom - shard.row),
+            slice(left - shard.column, right - shard.column),
+        )
+        with safe_open(folder / part.file, "pt") as file:
+            shard.weight_SD[own] = file.get_slice(f"{part.name}.weight")[written].to(
+                shard.weight_SD.device
+            )
+            momentum = file.get_slice(f"{part.name}.momentum")[written[0]]
+            if best_SD is not None:
+                best_SD[own] = file.get_slice(f"{part.name}.best")[written].to(best_SD.device)
         share = (right - left) / columns
-        shard.momentum_S[own_rows] += share * momentum.to(shard.momentum_S.device)
+        shard.momentum_S[own[0]] += share * momentum.to(shard.momentum_S.device)
         covered += (bottom - top) * (right - left)
     if covered != rows * columns:
         raise ValueError(
             f"{folder} holds {covered} of the {rows * columns} numbers of table {number} that "
             "this rank needs; was a rank's file left behind?"
         )
+    return best_SD
+
+
+def _save_(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _beside(folder: Path, kind: str) -> Path:
+    return Path(folder).with_name(f".{Path(folder).name}.{kind}")
+
+
+def _complete(folder: Path) -> Path:
+    """The folder, or the one before it where a kill came between two renames."""
+    previous = _beside(folder, "old")
+    return previous if previous.exists() and not Path(folder).exists() else Path(folder)
 
 
 def _numbered(tables: Sequence[ShardedTables]) -> Iterator[tuple[int, Shard]]:

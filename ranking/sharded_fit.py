@@ -11,25 +11,36 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from embeddings.ranks import Ranks
+from embeddings.training_state import RECORD
 from ranking.contract import Progress
 from ranking.fit_job import FitJob
 from ranking.fit_leader import LEADERS
 from ranking.fused_tables import FusedTables
 from ranking.model import ClickNetwork
 from ranking.sample_weights import sample_weights
+from ranking.sharded_checkpoint import read_record
 from ranking.sharded_tables import ShardedTables
 from ranking.sharded_training import ShardedTraining
 from ranking.tower_config import TowerConfig
 from ranking.train import Check, LabelledRows
+from ranking.training_checkpoints import (
+    RANKS_STATE,
+    Cadence,
+    identity_of,
+    left_by_ranks,
+    refuse_other_training,
+)
 
 POLL_SECONDS = 0.05
 DONE = "done.json"
@@ -46,15 +57,41 @@ class Leader:
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self.folder, self.ranks, self.jobs = Path(folder), ranks, 0
 
-    def train(self, job: FitJob, network: ClickNetwork, progress: Progress | None) -> list[Check]:
-        """Fit a network on all ranks and leave the learned weights in it."""
+    def train(
+        self,
+        job: FitJob,
+        network: ClickNetwork,
+        progress: Progress | None,
+        checkpoints: Path | None,
+    ) -> list[Check]:
+        """Fit a network on all ranks and leave the learned weights in it.
+
+        Raises:
+            ValueError: If ``checkpoints`` holds the state of another training, or of one process.
+        """
+        if checkpoints is not None:
+            job = replace(job, state_folder=checkpoints, identity=identity_of(job, network))
+            _refuse_foreign_state(checkpoints, job.identity)
         self.jobs += 1
         at = self.folder / f"job-{self.jobs}"
         job.write_(at.with_name(f".{at.name}.part"), network)
         at.with_name(f".{at.name}.part").rename(at)
-        checks = train_together(job, network, self.ranks, progress=progress)
+        checks = train_together(
+            job, network, self.ranks, checkpoint=job.state_folder, progress=progress
+        )
         shutil.rmtree(at, ignore_errors=True)
         return checks
+
+
+def _refuse_foreign_state(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse it before any rank is asked to take part."""
+    if (folder / RECORD).is_file():
+        raise ValueError(
+            f"{folder} holds the state of a training by one process, which ranks cannot take up. "
+            "Repeat its command without torchrun, or remove the folder to train anew"
+        )
+    if left_by_ranks(folder):
+        refuse_other_training(folder, read_record(folder / RANKS_STATE)["identity"], identity)
 
 
 @contextmanager
@@ -97,7 +134,7 @@ def follow_(folder: Path, ranks: Ranks) -> int:
         at = folder / f"job-{jobs + 1}"
         if at.exists():
             job = FitJob.read(at)
-            train_together(job, job.network(at), ranks)
+            train_together(job, job.network(at), ranks, checkpoint=job.state_folder)
             jobs += 1
         elif (folder / DONE).exists():
             if not json.loads((folder / DONE).read_text(encoding="utf-8"))["failed"]:
@@ -113,6 +150,7 @@ def train_together(
     ranks: Ranks,
     *,
     checkpoint: Path | None = None,
+    cadence: Cadence | None = None,
     max_steps: int | None = None,
     parts: int = 1,
     progress: Progress | None = None,
@@ -124,18 +162,21 @@ def train_together(
         network: With the job's initial weights.
         ranks: The open group.
         checkpoint: Folder for the state; see ``ShardedTraining``.
+        cadence: When states are written.
         max_steps: Stop after so many.
         parts: See ``ShardedTraining``.
         progress: Told of every check.
     """
     train, validation = job.tensors()
-    with sharded_tables(network, job.config, ranks, column_wise=job.column_wise, seed=job.seed):
+    with sharded_tables(network, job.config, ranks, column_wise=job.column_wise):
         training = ShardedTraining(
             network,
             job.config,
             seed=job.seed,
             ranks=ranks,
             checkpoint=checkpoint,
+            identity=job.identity,
+            cadence=cadence,
             parts=parts,
         )
         checks = training.run(
@@ -159,9 +200,8 @@ def sharded_tables(
     ranks: Ranks,
     *,
     column_wise: tuple[str, ...] = (),
-    seed: int = 0,
 ) -> Iterator[None]:
-    """Put ``ShardedTables`` in the place of a network's id tables, with their weights.
+    """Put ``ShardedTables`` in the place of a network's id tables, with their weights and sums.
 
     At the end the first rank's own tables come back with what was learned; collective at both
     ends, and when it fails the tables that were there before are put back untouched.
@@ -176,26 +216,25 @@ def sharded_tables(
     sharded: dict[str, ShardedTables] = {}
     try:
         for name, tables in whole.items():
-            weights = [weight.detach() for weight in tables.weights()]
             placed = ShardedTables(
                 tables.names,
-                [len(weight) for weight in weights],
-                weights[0].shape[1],
+                tables.sizes,
+                tables.width,
                 learning_rate=config.sparse_lr,
-                seed=seed,
                 ranks=ranks,
                 column_wise=[each for each in column_wise if each in tables.names],
             )
-            placed.scatter_(weights)
+            placed.scatter_(tables.weights(), tables.accumulators())
             sharded[name] = placed
             _put_(network, name, placed)
         yield
         for name, placed in sharded.items():
-            for weight_VE, learned_VE in zip(
-                whole[name].weights(), placed.gathered(), strict=False
-            ):
+            own = zip(whole[name].weights(), whole[name].accumulators(), strict=True)
+            # The other ranks are given nothing.
+            for (weight_VE, sum_V), learned in zip(own, placed.gathered(), strict=False):
                 with torch.no_grad():
-                    weight_VE.copy_(learned_VE)
+                    weight_VE.copy_(learned[0])
+                    sum_V.copy_(learned[1])
     finally:
         for name, tables in whole.items():
             _put_(network, name, tables)

@@ -1,8 +1,7 @@
 """Id tables spread over the ranks of a torchrun job by torchrec, updated by row-wise Adagrad.
 
 Each rank holds some tables whole (table-wise), some columns of a table (column-wise) or, with CUDA,
-some rows of it (row-wise); torchrec exchanges looked-up rows and their gradients. A rank draws
-only the tables that it holds a part of, and the same numbers whatever the number of ranks.
+some rows of it (row-wise); torchrec exchanges looked-up rows and their gradients.
 
 Shape letters: B batch of this rank, F sparse features, E width of an id embedding, V table rows,
 S rows of a shard, D columns of a shard.
@@ -44,18 +43,27 @@ class Shard:
     momentum_S: Tensor
     """Row-wise Adagrad's sum of mean squared gradients, over the columns of the shard."""
 
+    @property
+    def rows(self) -> slice:
+        """Rows of the table that these are."""
+        return slice(self.row, self.row + len(self.weight_SD))
+
+    @property
+    def columns(self) -> slice:
+        """Columns of the table that these are."""
+        return slice(self.column, self.column + self.weight_SD.shape[1])
+
 
 class ShardedTables(nn.Module):
     """One id table a sparse feature, sharded; stands where ``ranking.model.FusedTables`` does.
 
-    Every rank of the group builds it with the same arguments.
+    Every rank of the group builds it with the same arguments; ``scatter_`` gives it weights.
 
     Args:
         names: Sparse features.
         sizes: Rows of each table.
         width: Columns of every table, E.
         learning_rate: Of row-wise Adagrad.
-        seed: Of the initial weights.
         ranks: The group; a group of one is legal.
         column_wise: Features whose tables are split by columns over the ranks.
     """
@@ -67,7 +75,6 @@ class ShardedTables(nn.Module):
         width: int,
         *,
         learning_rate: float,
-        seed: int,
         ranks: Ranks,
         column_wise: Sequence[str] = (),
     ) -> None:
@@ -100,7 +107,7 @@ class ShardedTables(nn.Module):
         )
         self.frozen_W: Tensor | None = None
         """True for the columns of ``forward`` whose tables do not learn; None for none."""
-        self._draw_(seed)
+        self._device = ranks.device
 
     def forward(self, sparse_BF: Tensor) -> Tensor:
         """Return the rows of all features side by side, shape (B, F * E); a collective call."""
@@ -158,52 +165,46 @@ class ShardedTables(nn.Module):
                 )
         return sorted(found, key=lambda shard: (shard.table, shard.row, shard.column))
 
-    def gathered(self) -> Iterator[Tensor]:
-        """Yield each whole table in turn, (V, E) on the first rank; a collective call."""
+    def gathered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each whole table in turn and its rows' sums, (V, E) and (V,); a collective call.
+
+        Only the first rank is given them. Where columns of a table lie apart, a row's sum is the
+        mean over the columns, which is what it would have been in one piece.
+        """
         mine = self.shards()
         rank = dist.get_rank()
         for number, size in enumerate(self.sizes):
-            whole_VE = torch.zeros(size, self.width, device=self._device())
+            whole_VE = torch.zeros(size, self.width, device=self._device)
+            sum_V = torch.zeros(size, device=self._device)
             for shard in (each for each in mine if each.table == number):
-                rows, columns = shard.weight_SD.shape
-                at = slice(shard.row, shard.row + rows), slice(shard.column, shard.column + columns)
-                whole_VE[at] = shard.weight_SD.detach()
+                whole_VE[shard.rows, shard.columns] = shard.weight_SD.detach()
+                sum_V[shard.rows] += shard.weight_SD.shape[1] / self.width * shard.momentum_S
             if dist.get_world_size() > 1:
                 dist.reduce(whole_VE, 0)
+                dist.reduce(sum_V, 0)
             if rank == 0:
-                yield whole_VE
+                yield whole_VE, sum_V
 
-    def scatter_(self, tables: Sequence[Tensor]) -> None:
-        """Copy this rank's parts out of whole tables, each (V, E)."""
-        with torch.no_grad():
-            for shard in self.shards():
-                rows, columns = shard.weight_SD.shape
-                at = slice(shard.row, shard.row + rows), slice(shard.column, shard.column + columns)
-                shard.weight_SD.copy_(tables[shard.table][at])
-
-    def draw_again_(self, rows: int, seed: int) -> None:
-        """Begin tables of at least so many rows anew, and forget what Adagrad has seen of them."""
-        self._draw_(seed, rows)
+    @torch.no_grad()
+    def scatter_(self, tables: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
+        """Copy this rank's parts out of whole tables, each (V, E), and their rows' sums, (V,)."""
         for shard in self.shards():
-            if self.sizes[shard.table] >= rows:
-                shard.momentum_S.zero_()
+            shard.weight_SD.copy_(tables[shard.table][shard.rows, shard.columns])
+            shard.momentum_S.copy_(sums[shard.table][shard.rows])
 
-    def _draw_(self, seed: int, rows: int = 0) -> None:
-        """First weights of tables of at least so many rows, the same whoever holds them."""
-        with torch.no_grad():
-            for shard in self.shards():
-                if self.sizes[shard.table] < rows:
-                    continue
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + shard.table)
-                whole_VE = torch.empty(self.sizes[shard.table], self.width)
-                whole_VE.normal_(0.0, TABLE_DEVIATION, generator=generator)
-                whole_VE[0] = 0.0
-                height, columns = shard.weight_SD.shape
-                at = (
-                    slice(shard.row, shard.row + height),
-                    slice(shard.column, shard.column + columns),
-                )
-                shard.weight_SD.copy_(whole_VE[at])
+    @torch.no_grad()
+    def draw_again_(self, rows: int, seed: int) -> None:
+        """Begin tables of at least so many rows anew, and forget what Adagrad has seen of them.
 
-    def _device(self) -> torch.device:
-        return next(iter(self.shards())).weight_SD.device if self.shards() else torch.device("cpu")
+        A rank draws only the tables that it holds a part of, and the same numbers whatever the
+        number of ranks.
+        """
+        for shard in self.shards():
+            if self.sizes[shard.table] < rows:
+                continue
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + shard.table)
+            whole_VE = torch.empty(self.sizes[shard.table], self.width)
+            whole_VE.normal_(0.0, TABLE_DEVIATION, generator=generator)
+            whole_VE[0] = 0.0
+            shard.weight_SD.copy_(whole_VE[shard.rows, shard.columns])
+            shard.momentum_S.zero_()

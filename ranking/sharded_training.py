@@ -2,14 +2,16 @@
 
 Every rank takes its share of each global batch; id tables are sharded by torchrec, everything else
 is held by all ranks and its gradients are averaged. The weights after a step are those of one
-rank with the same global batch, but for the order of sums.
+rank with the same global batch, but for the order of sums and for dropout, whose masks are a
+function of seed, step and rank.
 
 Shape letters: N rows, B rows of this rank, V validation rows of this rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -31,12 +33,21 @@ from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
 from ranking.model import ClickNetwork, Hidden
 from ranking.plateau import Plateau
-from ranking.sharded_checkpoint import checkpoint_exists, read_checkpoint_, write_checkpoint_
+from ranking.sharded_checkpoint import read_checkpoint_, write_checkpoint_
 from ranking.sharded_tables import Shard, ShardedTables
 from ranking.train import Check, LabelledRows
 from ranking.train_config import TrainConfig, use_bf16
+from ranking.training_checkpoints import (
+    RANKS_STATE,
+    Cadence,
+    left_by_ranks,
+    not_written,
+    refuse_other_training,
+)
 
 SCORING_BATCH = 8192
+ASKED_EVERY = 16
+"""Steps after which ranks ask the first one whether it is time for a state."""
 
 
 class _Recorder:
@@ -75,8 +86,10 @@ class ShardedTraining:
         seed: Fixes the order of the rows.
         ranks: The open group.
         checkpoint: Folder for the state, on storage that all ranks share; None keeps none. If it
-            holds one, ``run`` goes on from there, whatever the number of ranks that wrote it.
-        every: Steps from one checkpoint to the next.
+            holds one, ``run`` goes on from there, whatever the number of ranks that wrote it: as
+            many go on to the same bits.
+        identity: What the training is, JSON values; another one's state is refused.
+        cadence: When states are written; once a minute by default, and at the end.
         parts: Let one rank sum its gradients as so many ranks do, each over its part of the
             batch. Then what many ranks make of the same start must be the same, after any number
             of steps; a sum over the whole batch rounds otherwise, and training blows that up.
@@ -90,12 +103,13 @@ class ShardedTraining:
         seed: int,
         ranks: Ranks,
         checkpoint: Path | None = None,
-        every: int = 1000,
+        identity: Mapping[str, Any] | None = None,
+        cadence: Cadence | None = None,
         parts: int = 1,
     ) -> None:
         self.network, self.config, self.ranks = network, config, ranks
-        self.seed, self.checkpoint, self.every = seed, checkpoint, every
-        self.parts = parts
+        self.seed, self.checkpoint, self.parts = seed, checkpoint, parts
+        self.identity, self.cadence = dict(identity or {}), cadence or Cadence()
         self.tables = {
             name: module
             for name, module in network.named_modules()
@@ -202,7 +216,7 @@ class ShardedTraining:
             )
             self.losses.clear()
             if progress is not None:
-                progress(self.step, last, str(asdict(self.checks[-1])))
+                progress(self.step, last, self.checks[-1].in_words())
             # Tables that began anew are behind until the epoch ends.
             counts = not anew or place + 1 + check_every > steps_an_epoch
             if counts:
@@ -214,7 +228,7 @@ class ShardedTraining:
         if self.best is not None:
             self._put_back_(self.best)
         elif self.averages is not None:
-            self._put_back_dense_(self.averages)
+            self._put_back_dense_(self._scoring_state())
         return self.checks
 
     def predict(self, inputs: ExampleTensors) -> NDArray[np.float64]:
@@ -233,56 +247,84 @@ class ShardedTraining:
         gathered = ranks.gather(torch.cat(scores)[:, None])[:, 0]
         return gathered[: len(inputs)].double().cpu().numpy()
 
-    def save_(self, part: str = "state") -> None:
-        """Write the state, or the best weights so far; a collective call."""
+    def save_(self) -> None:
+        """Write the state; a collective call.
+
+        Raises:
+            ValueError: If the disk is full; the state before remains.
+        """
         assert self.checkpoint is not None
-        found = self._dense_state() if part == "state" else self._scoring_state()
-        dense = {f"dense.{name}": value for name, value in found.items()}
-        record: dict[str, Any] = {"step": self.step}
-        if part == "state":
-            dense |= optimizer_tensors(self.optimizer)
-            dense |= {f"average.{name}": value for name, value in (self.averages or {}).items()}
-            checks = [asdict(check) for check in self.checks]
-            plateau = self.plateau.to_record()
-            record |= {"stopped": self.stopped, "losses": self.losses}
-            record |= {"checks": checks, "plateau": plateau}
-        groups = list(self.tables.values())
-        write_checkpoint_(self.checkpoint / part, groups, dense, record, self.ranks)
+        began = time.monotonic()
+        best = self.best or {"dense": {}, "shards": None}
+        dense = {f"dense.{name}": value for name, value in self._dense_state().items()}
+        dense |= optimizer_tensors(self.optimizer)
+        dense |= {f"average.{name}": value for name, value in (self.averages or {}).items()}
+        dense |= {f"best.{name}": value for name, value in best["dense"].items()}
+        record = {
+            "identity": self.identity,
+            "step": self.step,
+            "stopped": self.stopped,
+            "losses": self._losses_by_rank(),
+            "checks": [asdict(check) for check in self.checks],
+            "plateau": self.plateau.to_record(),
+        }
+        at, groups = self.checkpoint / RANKS_STATE, list(self.tables.values())
+        try:
+            write_checkpoint_(at, groups, dense, record, self.ranks, best["shards"])
+        except OSError as error:
+            raise not_written(self.checkpoint, self.step, error) from error
+        self.cadence.written_(time.monotonic() - began)
 
     def load_(self) -> None:
-        """Take up the state that some ranks wrote, however many they were."""
+        """Take up the state that some ranks wrote, however many they were.
+
+        Raises:
+            ValueError: If it is another training's, or as ``read_checkpoint_``.
+        """
         assert self.checkpoint is not None
-        best = None
-        if checkpoint_exists(self.checkpoint / "best"):
-            self._read_("best")
-            best = self._copied_state(self._dense_state())
-        tensors, record = self._read_("state")
+        found = read_checkpoint_(self.checkpoint / RANKS_STATE, list(self.tables.values()))
+        tensors, record = found.dense, found.record
+        refuse_other_training(self.checkpoint, record["identity"], self.identity)
+        self._put_back_dense_({name: tensors[f"dense.{name}"] for name in self._dense_state()})
         restore_optimizer_(self.optimizer, tensors)
         for name, value in (self.averages or {}).items():
             value.copy_(tensors[f"average.{name}"])
+        if found.best is not None:
+            dense = {name: tensors[f"best.{name}"] for name in self._dense_state()}
+            self.best = {"dense": dense, "shards": found.best}
         self.step, self.stopped = int(record["step"]), record["stopped"]
-        self.losses = record["losses"]
+        self.losses = self._own_losses(record["losses"])
         self.checks = [Check(**check) for check in record["checks"]]
         self.plateau = Plateau.of_record(record["plateau"])
-        # Before the first check there is none: what lies there was written after this state.
-        self.best = best if self.plateau.best < float("inf") else None
         self._set_rates_()
 
-    def _read_(self, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        assert self.checkpoint is not None
-        tensors, record = read_checkpoint_(self.checkpoint / part, list(self.tables.values()))
-        with torch.no_grad():
-            for name, value in self._dense_state().items():
-                value.copy_(tensors[f"dense.{name}"])
-        return tensors, record
-
     def _go_on(self) -> None:
-        if self.checkpoint is not None and checkpoint_exists(self.checkpoint / "state"):
+        if self.checkpoint is not None and left_by_ranks(self.checkpoint):
             self.load_()
 
     def _save_if_due_(self) -> None:
-        if self.checkpoint is not None and self.step % self.every == 0:
+        if self.checkpoint is None:
+            return
+        due = False
+        if self.cadence.every_steps is not None:
+            due = self.cadence.due(self.step)
+        elif self.step % ASKED_EVERY == 0:
+            # Clocks differ, so the first rank's decides.
+            due = bool(self.ranks.agree(int(self.cadence.due(self.step))))
+        if due:
             self.save_()
+
+    def _losses_by_rank(self) -> list[list[float]]:
+        if not self.losses:
+            return []
+        own_S1 = torch.tensor(self.losses, dtype=torch.float64, device=self.ranks.device)[:, None]
+        return self.ranks.gather(own_S1).reshape(self.ranks.world, -1).tolist()
+
+    def _own_losses(self, by_rank: list[list[float]]) -> list[float]:
+        """This rank's losses; of another number of ranks, what they were on average."""
+        if len(by_rank) == self.ranks.world:
+            return by_rank[self.ranks.rank]
+        return np.mean(by_rank, axis=0).tolist() if by_rank else []
 
     def _mean_over_ranks(self, losses: list[float]) -> float:
         mean = torch.tensor(float(np.mean(losses)) if losses else 0.0, device=self.ranks.device)
@@ -303,6 +345,7 @@ class ShardedTraining:
         """One step; returns this rank's mean loss."""
         network, ranks = self.network, self.ranks
         network.train()
+        self._seed_dropout_()
         self.optimizer.zero_grad(set_to_none=True)
         device_inputs, labels = self._there(inputs), label_B.to(ranks.device)
         weights = None if weight_B is None else weight_B.to(ranks.device)
@@ -327,6 +370,11 @@ class ShardedTraining:
         self.optimizer.step()
         self._average_()
         return float(loss.detach())
+
+    def _seed_dropout_(self) -> None:
+        """Let masks depend on nothing that a state would have to keep."""
+        drawn = np.random.SeedSequence((self.seed, self.step, self.ranks.rank))
+        torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0]))
 
     def _hidden(self, inputs: list[Tensor], bf16: bool) -> Hidden:
         """What the last layer takes; that layer and the loss compute outside, in float32."""
@@ -389,8 +437,6 @@ class ShardedTraining:
         decision = self.plateau.observe(self.checks[-1].validation_log_loss_nats)
         if decision == "better":
             self.best = self._copied_state(self._scoring_state())
-            if self.checkpoint is not None:
-                self.save_("best")
         elif decision == "drop":
             assert self.best is not None
             self._put_back_(self.best)

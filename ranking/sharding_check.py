@@ -17,6 +17,7 @@ import torch.distributed as dist
 from embeddings.ranks import Ranks
 from ranking.fit_job import FitJob
 from ranking.sharded_fit import train_together
+from ranking.training_checkpoints import Cadence
 
 
 def main(job_folder: Path, state: Path, steps: int, *, parts: int = 1) -> None:
@@ -27,7 +28,15 @@ def main(job_folder: Path, state: Path, steps: int, *, parts: int = 1) -> None:
     ranks = Ranks(rank=dist.get_rank(), world=dist.get_world_size())
     job = FitJob.read(job_folder)
     network = job.network(job_folder)
-    train_together(job, network, ranks, checkpoint=state, max_steps=steps, parts=parts)
+    train_together(
+        job,
+        network,
+        ranks,
+        checkpoint=state,
+        cadence=Cadence(every_steps=1000),
+        max_steps=steps,
+        parts=parts,
+    )
     del network
     gc.collect()
     dist.barrier()

@@ -116,7 +116,7 @@ class TowerRanker:
                     checkpoints=None if checkpoints is None else kept_in(checkpoints, job, network),
                 )
             else:
-                checks = leader.train(job, network, progress)
+                checks = leader.train(job, network, progress, checkpoints)
         self.network_, self.checks_ = network.eval(), checks
         self.precision_ = "bfloat16" if use_bf16(self.config.bf16) else "float32"
         return self

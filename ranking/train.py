@@ -45,6 +45,13 @@ class Check:
     validation_auc: float
     learning_rate: float
 
+    def in_words(self) -> str:
+        """Return it as a progress report says it."""
+        return (
+            f"epoch {self.epoch:.1f}: validation log loss {self.validation_log_loss_nats:.5f}, "
+            f"AUC {self.validation_auc:.4f}, learning rate {self.learning_rate:g}"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledRows:
@@ -165,7 +172,7 @@ class Training:
                     epochs, last = self.step / len(batches), self.step == at_most
                     self._check_(validation, epochs, counts=counts, last=last)
                     if progress is not None:
-                        progress(self.step, at_most, _in_words(self.checks[-1]))
+                        progress(self.step, at_most, self.checks[-1].in_words())
                 if checkpoints is not None and checkpoints.due(self.step):
                     checkpoints.write_(self.step, self.tensors(), self.record())
                 if self.stopped:
@@ -316,10 +323,3 @@ def predict_network(network: ClickNetwork, inputs: ExampleTensors) -> NDArray[np
             p_click_N[rows] = torch.sigmoid(network(*inputs.batch(rows))).numpy()
     network.train(was_training)
     return p_click_N
-
-
-def _in_words(check: Check) -> str:
-    return (
-        f"epoch {check.epoch:.1f}: validation log loss {check.validation_log_loss_nats:.5f}, "
-        f"AUC {check.validation_auc:.4f}, learning rate {check.learning_rate:g}"
-    )

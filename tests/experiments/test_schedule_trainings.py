@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,9 @@ from experiments.schedule_trainings import (
     train_in_processes,
     training_bytes,
 )
-from experiments.shared_arrays import map_record, write_record
 from experiments.training import Parts, limited_threads, train_once
 from experiments.variants import REGISTRY
-from features.examples import Examples
+from features.array_record import write_record
 from ranking.tower import TowerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -39,20 +37,6 @@ def parts(small_log):
 @pytest.fixture
 def config(tmp_path):
     return RunConfig(data=tmp_path, out=tmp_path / "run", seeds=2, tower=TOWER)
-
-
-def test_a_record_comes_back_mapped_and_may_be_written_without_changing_the_file(
-    small_log, tmp_path
-):
-    write_record(replace(small_log.train, purchased_N=None), tmp_path / "train")
-    mapped = map_record(Examples, tmp_path / "train")
-    assert mapped.sparse_names == small_log.train.sparse_names
-    assert np.array_equal(mapped.sparse_NF, small_log.train.sparse_NF)
-    assert mapped.purchased_N is None
-    assert isinstance(mapped.sparse_NF, np.memmap)
-    mapped.sparse_NF[0, 0] += 1
-    again = map_record(Examples, tmp_path / "train")
-    assert np.array_equal(again.sparse_NF, small_log.train.sparse_NF)
 
 
 def test_processes_train_the_same_models_to_the_bit(small_log, parts, config, tmp_path):
@@ -123,7 +107,7 @@ def test_a_process_that_is_killed_is_named_with_what_to_do(parts, tmp_path):
         from pathlib import Path
         from experiments import schedule_trainings as s
         from experiments.run_folder import RunFolder
-        from experiments.shared_arrays import map_record
+        from features.array_record import map_record
         from experiments.config import RunConfig
         from experiments.training import Parts
         from experiments.variants import REGISTRY

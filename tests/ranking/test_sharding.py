@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from embeddings.ranks import Ranks
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
 from experiments.verify_sharding import _whole, verify_sharding
+from ranking import sharded_checkpoint
 from ranking.checkpoint import write_manifest
 from ranking.fit_job import FitJob
 from ranking.fused_tables import FusedTables, TableGroup
@@ -29,12 +31,15 @@ from ranking.metrics import log_loss_nats
 from ranking.model import ClickNetwork
 from ranking.sample_weights import sample_weights
 from ranking.sharded_checkpoint import same_checkpoint
-from ranking.sharded_fit import sharded_tables, train_together
+from ranking.sharded_fit import Leader, sharded_tables, train_together
+from ranking.sharded_tables import ShardedTables
 from ranking.sharded_training import ShardedTraining
 from ranking.sharding_plan import PlannedShard, plan_tables
 from ranking.tower import TowerRanker
 from ranking.tower_config import TowerConfig
 from ranking.train import LabelledRows, predict_network, train_network
+from ranking.training_checkpoints import Cadence, kept_in, left_by_ranks
+from ranking.warm_start import adagrad_tensors
 
 ROOT = Path(__file__).parents[2]
 CONFIG = TowerConfig(
@@ -206,7 +211,7 @@ def test_a_rank_that_dies_ends_the_job_with_a_message(job_folder, tmp_path):
     while victim is None and time.monotonic() < deadline:
         time.sleep(0.5)
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-        if len(children) == 2 and (tmp_path / "state/best").exists():
+        if len(children) == 2 and (tmp_path / "state/state").exists():
             victim = int(children[1])
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
@@ -296,6 +301,213 @@ def test_ranks_train_as_one_process_does(job_folder, group_of_one, left_out):
     )
     assert same == (left_out is None)
     assert end == pytest.approx(min(checks), abs=1e-6)
+
+
+@pytest.fixture
+def dropping(job_folder):
+    """A job with dropout, whose best check comes long before its end."""
+    changes = {"dropout": 0.3, "vector_dropout": 0.2, "max_epochs": 4, "lr": 0.03, "patience": 99}
+    return dataclasses.replace(FitJob.read(job_folder), config=CONFIG.model_copy(update=changes))
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("killed_after", [3, 17, 31])
+def test_dropout_and_the_best_weights_survive_a_kill(
+    dropping, job_folder, group_of_one, tmp_path, monkeypatch, killed_after
+):
+    whole, resumed = (dropping.network(job_folder) for _ in range(2))
+    checks = train_together(dropping, whole, group_of_one)
+    losses = [check.validation_log_loss_nats for check in checks]
+    assert 0 < losses.index(min(losses)) < len(losses) - 1, "the best is neither first nor last"
+    save_, steps = ShardedTraining.save_, []
+
+    def save_and_die(self):
+        save_(self)
+        steps.append(self.step)
+        if self.step == killed_after:
+            raise Killed
+
+    monkeypatch.setattr(ShardedTraining, "save_", save_and_die)
+    kept = {"checkpoint": tmp_path / "state", "cadence": Cadence(every_steps=1)}
+    with pytest.raises(Killed):
+        train_together(dropping, dropping.network(job_folder), group_of_one, **kept)
+    torch.manual_seed(77)
+    assert train_together(dropping, resumed, group_of_one, **kept) == checks
+    assert steps[killed_after] == killed_after + 1, "what was done is not done again"
+    one, two = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    one, two = adagrad_tensors(whole), adagrad_tensors(resumed)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_masks_differ_by_step_and_by_rank(dropping, job_folder, group_of_one):
+    def masks(rank, seed, steps):
+        network = dropping.network(job_folder)
+        with sharded_tables(network, dropping.config, group_of_one):
+            training = ShardedTraining(network, dropping.config, seed=seed, ranks=group_of_one)
+            training.ranks = Ranks(rank=rank, world=4)
+            drawn = []
+            for training.step in range(steps):
+                training._seed_dropout_()
+                drawn.append(torch.rand(4).tolist())
+            return drawn
+
+    first, again = masks(0, 3, 3), masks(0, 3, 3)
+    assert first == again
+    others = [first, masks(1, 3, 3), masks(0, 4, 3)]
+    assert len({tuple(drawn) for each in others for drawn in each}) == 9
+
+
+def test_states_are_written_by_the_first_ranks_clock(
+    dropping, job_folder, group_of_one, tmp_path, monkeypatch
+):
+    written = []
+    save_ = ShardedTraining.save_
+
+    def save_and_note(self):
+        save_(self)
+        written.append(self.step)
+
+    monkeypatch.setattr(ShardedTraining, "save_", save_and_note)
+    monkeypatch.setattr(Cadence, "due", lambda self, step: True)
+    network = dropping.network(job_folder)
+    train_together(dropping, network, group_of_one, checkpoint=tmp_path)
+    assert written == [16, 32, 36]
+
+
+def test_losses_of_other_ranks_are_their_mean(dropping, job_folder, group_of_one):
+    network = dropping.network(job_folder)
+    with sharded_tables(network, dropping.config, group_of_one):
+        training = ShardedTraining(network, dropping.config, seed=0, ranks=group_of_one)
+        training.losses = [0.5, 0.25]
+        assert training._losses_by_rank() == [[0.5, 0.25]]
+        assert training._own_losses([[0.5, 0.25]]) == [0.5, 0.25]
+        assert training._own_losses([[1.0, 0.0], [0.0, 0.5]]) == [0.5, 0.25]
+        assert training._own_losses([]) == []
+        training.ranks = Ranks(rank=1, world=2)
+        assert training._own_losses([[1.0, 0.0], [0.0, 0.5]]) == [0.0, 0.5]
+
+
+def test_another_trainings_state_is_refused(job_folder, dropping, group_of_one, tmp_path):
+    job = dataclasses.replace(dropping, identity={"setting lr": 0.03, "seed": 3})
+    for max_steps in (2, 4):
+        train_together(
+            job, job.network(job_folder), group_of_one, checkpoint=tmp_path, max_steps=max_steps
+        )
+    other = dataclasses.replace(job, identity={"setting lr": 0.05, "seed": 3})
+    with pytest.raises(ValueError, match=r"another training: setting lr was 0\.03 and is 0\.05"):
+        train_together(other, other.network(job_folder), group_of_one, checkpoint=tmp_path)
+
+
+def test_ranks_and_one_process_refuse_each_others_states(
+    job_folder, dropping, group_of_one, tmp_path
+):
+    network = dropping.network(job_folder)
+    ranks_at, alone_at = tmp_path / "ranks", tmp_path / "alone"
+    leader = Leader(tmp_path / "jobs", group_of_one)
+    leader.folder.mkdir()
+    short = dataclasses.replace(dropping, config=CONFIG.model_copy(update={"max_epochs": 1}))
+    assert leader.train(short, network, None, ranks_at)
+    assert left_by_ranks(ranks_at)
+    with pytest.raises(ValueError, match="under torchrun, with two ranks or more"):
+        kept_in(ranks_at, short, network)
+    (ranks_at / "state").rename(ranks_at / ".state.old")
+    with pytest.raises(ValueError, match="under torchrun, with two ranks or more"):
+        kept_in(ranks_at, short, network)
+    with pytest.raises(
+        ValueError, match=r"another training: .*setting dropout was 0\.0 and is 0\.3"
+    ):
+        leader.train(dropping, network, None, ranks_at)
+    kept_in(alone_at, short, network).write_(1, {}, {})
+    with pytest.raises(ValueError, match="without torchrun"):
+        leader.train(short, network, None, alone_at)
+    assert leader.jobs == 1, "no rank was asked"
+
+
+def test_a_full_disk_is_said_and_leaves_the_state_before(
+    job_folder, dropping, group_of_one, tmp_path, monkeypatch
+):
+    save_file = sharded_checkpoint.save_file
+
+    def full(tensors, path):
+        if len(wrote) == 5:
+            Path(path).write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device")
+        wrote.append(path)
+        save_file(tensors, path)
+
+    wrote = []
+    monkeypatch.setattr(sharded_checkpoint, "save_file", full)
+    kept = {"checkpoint": tmp_path / "state", "cadence": Cadence(every_steps=1)}
+    with pytest.raises(ValueError, match=r"checkpoint of step 3 could not .* No space left"):
+        train_together(dropping, dropping.network(job_folder), group_of_one, **kept)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["state"]
+    whole, resumed = (dropping.network(job_folder) for _ in range(2))
+    checks = train_together(dropping, whole, group_of_one)
+    assert train_together(dropping, resumed, group_of_one, **kept) == checks
+
+
+def test_adagrads_sums_come_with_the_tables_and_go_back_with_them(job_folder, group_of_one):
+    """What a model goes on from, and what the next one goes on from."""
+    job = FitJob.read(job_folder)
+    network = job.network(job_folder)
+    tables = [each for each in network.modules() if isinstance(each, FusedTables)]
+    for number, sum_V in enumerate(TableGroup(*tables).accumulators()):
+        sum_V.uniform_(number + 1.0, number + 2.0)
+    before = adagrad_tensors(network)
+    with sharded_tables(network, job.config, group_of_one):
+        shards = [shard for table in sharded(network) for shard in table.shards()]
+        assert min(float(shard.momentum_S.min()) for shard in shards) >= 1.0
+        for shard in shards:
+            shard.momentum_S.add_(0.5)
+    after = adagrad_tensors(network)
+    assert before.keys() == after.keys() and len(after) == 5
+    assert all(torch.equal(after[name], before[name] + 0.5) for name in before)
+
+
+def sharded(network):
+    """The tables of a network that are sharded now."""
+    return [each for each in network.modules() if isinstance(each, ShardedTables)]
+
+
+def test_the_sum_of_a_row_whose_columns_lie_apart_is_their_mean(job_folder, group_of_one):
+    network = FitJob.read(job_folder).network(job_folder)
+    with sharded_tables(network, CONFIG, group_of_one):
+        table = sharded(network)[0]
+        (first, *others) = table.shards()
+        left, right = (
+            dataclasses.replace(
+                first,
+                column=column,
+                weight_SD=first.weight_SD[:, column : column + columns],
+                momentum_S=torch.full_like(first.momentum_S, mean_square),
+            )
+            for column, columns, mean_square in ((0, 2, 1.0), (2, 6, 5.0))
+        )
+        table.__dict__["shards"] = lambda: [left, right, *others]
+        whole_VE, sum_V = next(table.gathered())
+        del table.__dict__["shards"]
+    assert torch.equal(whole_VE, first.weight_SD)
+    assert torch.equal(sum_V, torch.full_like(sum_V, 4.0))
+
+
+@pytest.mark.slow
+def test_adagrads_sums_reach_every_rank(job_folder, states, tmp_path, group_of_one):
+    """Two ranks that begin with the sums of one, columns of a table apart."""
+    job = dataclasses.replace(FitJob.read(job_folder), column_wise=("product_id",))
+    network = job.network(job_folder)
+    train_together(job, network, group_of_one, max_steps=5)
+    job.write_(tmp_path / "job", network)
+    finish(start(2, tmp_path / "job", tmp_path / "state", 0))
+    found, groups = _whole(tmp_path / "state/state"), adagrad_tensors(network)
+    given = sorted(groups, key=lambda name: [int(part) for part in name.split(".")])
+    for number, name in enumerate(given):
+        assert groups[name].any()
+        assert torch.equal(found[f"table-{number}.momentum"], groups[name]), name
 
 
 def test_a_training_that_stopped_does_not_go_on(job_folder, group_of_one, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from embeddings import training_state
 from ranking.tower import TowerConfig, TowerRanker
-from ranking.training_checkpoints import Checkpoints
+from ranking.training_checkpoints import Cadence, Checkpoints
 
 SETTINGS = {
     "batch_size": 100,
@@ -162,7 +162,7 @@ def test_a_damaged_state_is_refused(small_log, tmp_path, every_step):
 def test_states_are_written_by_the_clock_and_never_for_long(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    kept = Checkpoints(tmp_path / "state", {}, every_seconds=60)
+    kept = Checkpoints(tmp_path / "state", {}, Cadence(every_seconds=60))
     assert not kept.due(1)
     now[0] = 60.0
     assert kept.due(2)

@@ -1,0 +1,138 @@
+"""``torchrun -m experiments train``: two ranks, one of which dies, go on to the same model."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from safetensors.torch import load_file
+
+from experiments.config import RunConfig
+from experiments.marketplace.world import make_world
+from features.build import build_features
+from ranking.tower import TowerConfig
+
+ROOT = Path(__file__).parents[2]
+RANKED = """
+    # Trains as `python -m experiments train` does, but keeps a state after every step, and notes
+    # what was copied for the other ranks.
+    import sys
+    from pathlib import Path
+
+    from experiments.commands import train
+    from experiments.config import RunConfig
+    from ranking import sharded_training
+    from ranking.fit_job import FitJob
+    from ranking.training_checkpoints import Cadence
+
+    config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
+    sharded_training.ASKED_EVERY = 1
+    Cadence.due = lambda self, step: True
+    write_ = FitJob.write_
+
+    def write_and_note(self, folder, network):
+        write_(self, folder, network)
+        names = sorted(path.stem for path in Path(folder).glob("train/*.npy"))
+        Path(f"{config.out}.copied").write_text(" ".join(names))
+
+    FitJob.write_ = write_and_note
+    train(config)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("w") / "world", products=100, requests=600, seed=0)
+
+
+@pytest.fixture(scope="module")
+def built(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("f") / "features"
+    build_features(world, out, workers="local:1", partitions=2)
+    return out
+
+
+@pytest.fixture
+def train(world, built, tmp_path):
+    """Starts a training on two ranks into a folder of this name."""
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(RANKED))
+
+    def started(name):
+        tower = TowerConfig(
+            max_epochs=2, patience=9, batch_size=64, production_mlp=(16,), cross_layers=1
+        )
+        config = RunConfig(
+            data=world,
+            out=tmp_path / name,
+            features=built,
+            variants=("production",),
+            tower=tower,
+            track=False,
+        )
+        settings = tmp_path / f"{name}.json"
+        settings.write_text(config.model_dump_json())
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", f"--master-port={port}"]
+        return subprocess.Popen(
+            [sys.executable, *words, str(script), str(settings)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return started
+
+
+def finished(process):
+    """Wait for it, and say what it said if it failed."""
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, said[-4000:]
+
+
+def step_kept(out):
+    """The step of the last state of a training that goes on; 0 before there is one."""
+    manifest = out / "checkpoints/production-seed0/state/manifest.json"
+    try:
+        return json.loads(manifest.read_text())["record"]["step"]
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_training_whose_first_rank_died_goes_on_to_the_same_bits(train, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finished(train("whole"))
+    running = train("cut")
+    deadline = time.monotonic() + 120
+    while step_kept(cut) < 20 and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.01)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert re.search(r"exitcode +: -9", said)
+    assert not (cut / "variants/production/seed0").exists(), "it was killed in the middle"
+    stopped_at = step_kept(cut)
+    assert stopped_at >= 20
+    finished(train("cut"))
+    one, two = (at / "variants/production/seed0" for at in (whole, cut))
+    assert (one / "model/manifest.json").read_text() == (two / "model/manifest.json").read_text()
+    assert pl.read_parquet(one / "predictions.parquet").equals(
+        pl.read_parquet(two / "predictions.parquet")
+    )
+    assert any(sums.any() for sums in load_file(two / "model/adagrad.safetensors").values())
+    assert not (cut / "checkpoints").exists()
+    assert not list(tmp_path.glob(".*-ranks")), "nothing is left of what the ranks shared"
+    # Users and requests are numbered as rows are read; everything else is mapped where it lies.
+    assert Path(f"{cut}.copied").read_text() == "request_N user_N"
