@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,19 @@ def apart() -> Iterator[None]:
         _APART.pop()
 
 
+def open_group_(timeout: timedelta | None = None) -> None:
+    """Open the process group that torchrun's environment asks for, one rank a GPU if there are.
+
+    Args:
+        timeout: How long ranks wait for each other; torch's own by default.
+    """
+    cuda = torch.cuda.is_available()
+    if cuda:
+        # torchrec and NCCL take the current device for this rank's.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
     """This process among those that train together."""
@@ -49,10 +63,7 @@ class Ranks:
         if not dist.is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _LEFT:
                 return cls()
-            if torch.cuda.is_available():
-                # torchrec and NCCL take the current device for this rank's.
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            open_group_()
         return cls(rank=dist.get_rank(), world=dist.get_world_size())
 
     @property

@@ -1,28 +1,36 @@
 """Is one machine enough, how would the tables be sharded, and how long does a pass take?
 
-Memory and placement come from torchrec's planner, speed from training for a few seconds here.
+Placement comes from torchrec's planner, memory from what each rank keeps, speed from training for a
+few seconds here: one process alone, or two ranks that exchange rows if several are asked for.
 
 Shape letters: N rows, F sparse features, C dense columns.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from experiments.torchrun import fit_on_ranks
 from features.examples import Examples
+from ranking.sharded_checkpoint import read_record
 from ranking.sharding_plan import GIB, Device, PlannedShard, plan_tables
 from ranking.tower import TowerRanker
 from ranking.tower_config import TowerConfig
+from ranking.training_checkpoints import RANKS_STATE
 
 MEASURED_ROWS = 40_000
 """Rows that the speed is measured on: a few seconds."""
+MEASURED_RANKS, MEASURED_STEPS = 2, 200
+"""Ranks that the speed of one among several is measured with, and their steps."""
 MEASURED_TABLE_ROWS = 100_000
 """Tables are cut to this for the measurement; row-wise updates cost the same in larger ones, but
 for the processor's caches."""
@@ -54,9 +62,10 @@ class PlanConfig(BaseModel):
     column_wise: tuple[str, ...] = ()
     """Features whose tables must be split by columns."""
     rows_per_second: float | None = Field(default=None, gt=0)
-    """Of one rank; None measures it here, which says little of another machine."""
+    """Of one rank; None measures it here, which says little of another machine: one process alone,
+    or where there are several ranks two of them, with as many rows a rank and step."""
     scaling: float = Field(default=0.8, gt=0, le=1)
-    """Share of a rank's speed that is left when several exchange rows."""
+    """Share of a rank's speed that is left when more exchange rows than it was measured with."""
     tower: TowerConfig = TowerConfig(use_vectors=False)
     """The network."""
 
@@ -106,7 +115,11 @@ class CapacityPlan:
     data_gib: float
     """The rows of a pass, over all machines."""
     rank_gib: float
-    """What the fullest rank holds of tables and dense weights."""
+    """What the fullest rank holds while it trains: its part of the tables, on processors also as it
+    was at the best check, and the dense weights."""
+    first_rank_gib: float
+    """What the first rank holds in the processor's memory at the end, to score and to save: all
+    tables, and beside them its own part on processors."""
     memory_gib: float
     """What a rank may use."""
     one_machine: bool
@@ -118,10 +131,13 @@ class CapacityPlan:
     hours: float
     """Of one pass."""
 
+    first_rank_fits: bool
+    """Whether its machine has that much, as far as that is known."""
+
     @property
     def feasible(self) -> bool:
-        """Whether the ranks asked for can hold the tables."""
-        return self.shards is not None
+        """Whether the ranks asked for can hold the tables, and the first one all at the end."""
+        return self.shards is not None and self.first_rank_fits
 
     def by_table(self) -> list[tuple[str, str, str, int]]:
         """Table, kind of sharding, ranks that hold it, and its rows."""
@@ -138,22 +154,36 @@ class CapacityPlan:
 
     def verdict(self) -> str:
         """One sentence."""
-        if not self.feasible:
+        if self.shards is not None and not self.first_rank_fits:
+            return (
+                f"the first rank holds all tables at the end, to score and to save, "
+                f"{self.first_rank_gib:.1f} GiB with its own part, and its machine has no room for "
+                "them: take fewer ranks a machine or a larger one, hash large features into fewer "
+                "rows, or make embeddings narrower"
+            )
+        if self.shards is None:
             return (
                 f"the tables need {self.table_gib:.1f} GiB and do not fit ranks of "
                 f"{self.memory_gib:.1f} GiB: take more ranks, hash large features into fewer "
                 "rows, or make embeddings narrower"
             )
         where = "one machine is enough" if self.one_machine else "one machine is not enough"
+        at_the_end = ""
+        if len({shard.rank for shard in self.shards}) > 1:
+            at_the_end = f", the first one's machine {self.first_rank_gib:.2f} at the end"
         return (
             f"{where}: tables {self.table_gib:.2f} GiB, rows {self.data_gib:.2f} GiB; the fullest "
-            f"rank holds {self.rank_gib:.2f} of {self.memory_gib:.1f} GiB; a pass takes "
-            f"{self.hours:.2f} hours at {self.rows_per_second:,.0f} rows a second"
+            f"rank holds {self.rank_gib:.2f} of {self.memory_gib:.1f} GiB{at_the_end}; a pass "
+            f"takes {self._duration()} at {self.rows_per_second:,.0f} rows a second"
         )
+
+    def _duration(self) -> str:
+        return f"{self.hours:.1f} hours" if self.hours >= 1 else f"{60 * self.hours:.1f} minutes"
 
     def to_metrics(self) -> dict[str, float]:
         """Return the figures, flat."""
-        names = ("table_gib", "dense_gib", "data_gib", "rank_gib", "rows_per_second", "hours")
+        names = ("table_gib", "dense_gib", "data_gib", "rank_gib", "first_rank_gib")
+        names += ("rows_per_second", "hours")
         figures = {name: float(getattr(self, name)) for name in names}
         flags = {"feasible": float(self.feasible), "one_machine": float(self.one_machine)}
         return figures | flags
@@ -189,24 +219,40 @@ def make_plan(
     dense_gib = BYTES_A_WEIGHT * _dense_weights(config) / GIB
     row_bytes = config.row_bytes or 4 * (len(sizes) + config.dense + 1)
     data_gib = config.rows * row_bytes / GIB
+    # The weights of the best check are kept in the memory of the processor.
+    best_gib = 0.0
     held = Counter[int]()
     for shard in found or ():
         held[shard.rank] += shard.bytes
+        if config.device == "cpu":
+            held[shard.rank] += shard.weight_bytes
+            best_gib += shard.weight_bytes / GIB
     fullest = max(held.values(), default=0) / GIB + dense_gib
     if found is not None and fullest > a_rank:
         found = None
-    speed = config.rows_per_second or (measure or measured_speed)(config)
-    speed *= config.ranks * (config.scaling if config.ranks > 1 else 1.0)
+    first_gib = table_gib + dense_gib
+    if config.device == "cpu" and config.ranks > 1:
+        first_gib += sum(shard.bytes for shard in found or () if shard.rank == 0) / GIB
+    # Of a machine with GPUs only their memory is told.
+    others_gib = (config.ranks_per_machine - 1) * fullest
+    first_fits = config.device == "cuda" or first_gib + others_gib <= config.memory_gib
+    speed, measured_with = config.rows_per_second, 1
+    if speed is None:
+        speed = (measure or measured_speed)(config)
+        measured_with = min(config.ranks, MEASURED_RANKS)
+    speed *= config.ranks * (config.scaling if config.ranks > measured_with else 1.0)
     # Rows need not lie in memory at once (they are memory-mapped), but are fast only if they do.
-    whole = table_gib + dense_gib + (data_gib if config.device == "cpu" else 0.0)
+    whole = table_gib + dense_gib + (best_gib + data_gib if config.device == "cpu" else 0.0)
     return CapacityPlan(
         shards=None if found is None else tuple(found),
         table_gib=table_gib,
         dense_gib=dense_gib,
         data_gib=data_gib,
         rank_gib=fullest,
+        first_rank_gib=first_gib,
+        first_rank_fits=first_fits,
         memory_gib=a_rank,
-        one_machine=found is not None and whole <= config.memory_gib,
+        one_machine=found is not None and first_fits and whole <= config.memory_gib,
         rows_per_second=speed,
         measured=config.rows_per_second is None,
         hours=config.rows / speed / 3600,
@@ -214,18 +260,33 @@ def make_plan(
 
 
 def measured_speed(config: PlanConfig) -> float:
-    """Rows a second of one process here, on random rows; tables are cut to a size that fits."""
+    """Rows a second of one rank here, on random rows; tables are cut to a size that fits.
+
+    One process alone is timed as a whole. Where several ranks are asked for, two train together and
+    exchange rows; each has as many rows a step as it would have of the batch, and half the cores.
+    """
+    ranks = min(config.ranks, MEASURED_RANKS)
+    batch = ranks * max(1, config.tower.batch_size // config.ranks)
+    tower = config.tower.model_copy(
+        update={"max_epochs": 1, "checks_per_epoch": 1, "batch_size": batch}
+    )
+    rows = max(MEASURED_ROWS, 4 * batch) if ranks == 1 else MEASURED_STEPS * batch
     draw = np.random.default_rng(0)
-    sizes = [min(rows + 1, MEASURED_TABLE_ROWS) for rows in config.sizes.values()]
-    rows = max(MEASURED_ROWS, 4 * config.tower.batch_size)
+    sizes = [min(size + 1, MEASURED_TABLE_ROWS) for size in config.sizes.values()]
     sparse = [draw.integers(0, size, rows) for size in sizes]
     examples = _examples(config, sizes, np.stack(sparse, 1).astype(np.int32), draw)
-    once = config.tower.model_copy(update={"max_epochs": 1, "checks_per_epoch": 1})
-    few = examples.take(slice(0, 2 * config.tower.batch_size))
-    TowerRanker(once).fit(few, few, None, seed=0)
-    began = time.monotonic()
-    TowerRanker(once).fit(examples, few, None, seed=0)
-    return rows / (time.monotonic() - began)
+    few = examples.take(slice(0, 2 * batch))
+    if ranks == 1:
+        TowerRanker(tower).fit(few, few, None, seed=0)
+        began = time.monotonic()
+        TowerRanker(tower).fit(examples, few, None, seed=0)
+        return rows / (time.monotonic() - began)
+    job, network, _ = TowerRanker(tower).begin_fit_(examples, few, None, seed=0)
+    with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
+        folder, state = Path(scratch) / "job", Path(scratch) / "state"
+        job.write_(folder, network)
+        fit_on_ranks(folder, ranks, state, MEASURED_STEPS)
+        return batch / read_record(state / RANKS_STATE)["step_seconds"] / ranks
 
 
 def _dense_weights(config: PlanConfig) -> int:

@@ -76,7 +76,8 @@ def plan(
         print_table(table)
     say(made.verdict())
     if made.measured:
-        say("the speed was measured here, on one process; --rows-per-second names another")
+        on = "one process" if config.ranks == 1 else "two ranks that share this machine"
+        say(f"the speed was measured here, on {on}; --rows-per-second names another")
     write_figures(json, made.to_metrics())
     if not made.feasible:
         raise SystemExit(1)

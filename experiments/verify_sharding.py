@@ -5,13 +5,10 @@ Shape letters: N training rows.
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from safetensors.torch import load_file
 from experiments.config import RunConfig
 from experiments.pipeline import Run
 from experiments.progress import Progress, Silent
+from experiments.torchrun import fit_on_ranks
 from experiments.training import new_model
 from experiments.variants import BASELINE
 from ranking.sharded_checkpoint import same_checkpoint
@@ -112,18 +110,18 @@ def verify_sharding(
             one = _write_job_(once, job_folder, column_wise)
         steps = min(steps, -(-one // config.tower.batch_size))
         states = {name: folder / name for name in ("one", "many", "whole")}
-        threads = max(1, (os.cpu_count() or 1) // ranks)
+        fit = partial(fit_on_ranks, job_folder, of=ranks)
         with progress.stage(f"{steps} steps on one rank, in {ranks} parts"):
-            _torchrun(1, job_folder, states["one"], steps, threads, str(ranks))
+            fit(1, states["one"], steps, parts=ranks)
         with progress.stage(f"{steps} steps on {ranks} ranks"):
-            _torchrun(ranks, job_folder, states["many"], steps, threads)
+            fit(ranks, states["many"], steps)
         with progress.stage(f"{steps} steps on one rank, whole batches"):
-            _torchrun(1, job_folder, states["whole"], steps, threads)
+            fit(1, states["whole"], steps)
         with progress.stage("a checkpoint there and back"):
             there = folder / "there"
             shutil.copytree(states["one"], there)
-            _torchrun(ranks, job_folder, there, 0, threads)
-            _torchrun(1, job_folder, there, 0, threads)
+            fit(ranks, there, 0)
+            fit(1, there, 0)
             exact = same_checkpoint(states["one"] / "state", there / "state")
         one, many, whole = (_whole(states[name] / "state") for name in states)
     apart, by_order = _differences(one, many), _differences(many, whole)
@@ -164,40 +162,6 @@ def _write_job_(config: RunConfig, folder: Path, column_wise: tuple[str, ...]) -
     job, network, _ = model.begin_fit_(parts.train, few, line.joined(variant), seed=config.seed)
     replace(job, column_wise=column_wise).write_(folder, network)
     return len(parts.train)
-
-
-def _torchrun(ranks: int, job: Path, state: Path, steps: int, threads: int, *words: str) -> None:
-    """Run ``ranking.sharding_check`` on so many ranks, each of so many threads.
-
-    Raises:
-        ValueError: If it fails; with the end of what it said.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # The packages may run from a checkout: the ranks must find them where this process did.
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    launcher += [f"--master-port={port}", "-m", "ranking.sharding_check"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(job), str(state), str(steps), *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ValueError(
-            f"training on {ranks} rank{'s' * (ranks > 1)} failed (exit code {done.returncode}):\n"
-            + _own_words(done.stderr)
-        )
-
-
-def _own_words(stderr: str) -> str:
-    """What the ranks said themselves, without what torchrun adds."""
-    said = [line for line in stderr.splitlines() if line.startswith("[rank")]
-    return "\n".join(said[-20:]) or stderr[-2000:]
 
 
 def _whole(folder: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ Shape letters: N rows, V table rows, E width of an id embedding.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from features.array_record import map_record, write_record
 from features.embedding_join import Vectors
 from features.examples import Examples
 from ranking.checkpoint import verify_folder, write_manifest
 from ranking.contract import InputSignature
+from ranking.fused_tables import FirstRows, id_tables, without_rows
 from ranking.inputs import ExampleTensors, FrozenVectors
 from ranking.model import ClickNetwork
 from ranking.network import build_network
@@ -111,12 +115,28 @@ class FitJob:
             vectors=vectors,
         )
 
-    def network(self, folder: Path) -> ClickNetwork:
-        """Return the network with the initial weights, and sums, that lie in the job's folder."""
-        with torch.random.fork_rng(devices=[]):
+    def network(self, folder: Path, *, rows: bool = True) -> ClickNetwork:
+        """Return the network with the initial weights, and sums, that lie in the job's folder.
+
+        Args:
+            folder: Where the job was written to.
+            rows: False for id tables without rows, whose shards ``first_rows`` fills.
+        """
+        folder = Path(folder)
+        with torch.random.fork_rng(devices=[]), nullcontext() if rows else without_rows():
             network, _ = build_network(self.config, self.signature, self.history_rows)
-        network.load_state_dict(load_file(Path(folder) / WEIGHTS))
-        restore_adagrad_(network, load_file(Path(folder) / SUMS))
+        tables = [f"{name}.table." for name, _ in id_tables(network)]
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            held = {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+                if rows or not name.startswith(tuple(tables))
+            }
+        missing, unexpected = network.load_state_dict(held, strict=False)
+        assert not unexpected, unexpected
+        assert all(name.startswith(tuple(tables)) for name in missing), missing
+        if rows:
+            restore_adagrad_(network, load_file(folder / SUMS))
         if self.vectors is not None and network.attention is not None:
             network.attention.set_vectors(self.vectors)
         return network
@@ -125,3 +145,24 @@ class FitJob:
         """Return training and validation rows as the network reads them."""
         frozen = None if self.vectors is None else FrozenVectors(self.vectors)
         return ExampleTensors(self.train, frozen), ExampleTensors(self.validation, frozen)
+
+
+@contextmanager
+def first_rows(folder: Path, network: ClickNetwork) -> Iterator[Callable[[str], FirstRows]]:
+    """Read what id tables begin with out of a job's folder, part by part.
+
+    Yields:
+        From the name of a ``FusedTables`` in the network to the reader of its rows.
+    """
+    folder = Path(folder)
+    groups = {name: number for number, (name, _) in enumerate(id_tables(network))}
+    with safe_open(folder / WEIGHTS, "pt") as weights, safe_open(folder / SUMS, "pt") as sums:
+
+        def reader(name: str) -> FirstRows:
+            def read(table: int, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+                weight = weights.get_slice(f"{name}.table.{table}")[rows, columns]
+                return weight, sums.get_slice(f"{groups[name]}.{table}")[rows]
+
+            return read
+
+        yield reader

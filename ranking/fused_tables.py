@@ -16,7 +16,8 @@ Source: Naumov et al. 2020, arXiv:2003.09518 (row-wise Adagrad); fbgemm's table-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, Self
 
 import torch
@@ -32,6 +33,23 @@ TABLE_DEVIATION = 0.01
 
 EPSILON = 1e-8
 """Of row-wise Adagrad, beside the root of a row's accumulator."""
+
+
+FirstRows = Callable[[int, slice, slice], tuple[Tensor, Tensor]]
+"""From table, rows and columns to the weights that those begin with, and their rows' sums."""
+
+_WITHOUT_ROWS: list[bool] = []
+"""Not empty inside ``without_rows``."""
+
+
+@contextmanager
+def without_rows() -> Iterator[None]:
+    """Build id tables that have sizes and names and no rows: other ranks hold those."""
+    _WITHOUT_ROWS.append(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_ROWS.pop()
 
 
 class FusedTables(nn.Module):
@@ -57,10 +75,7 @@ class FusedTables(nn.Module):
         super().__init__()
         self.names, self.sizes, self.width = tuple(names), tuple(sizes), width
         self._rows = _Rows(self.sizes, width, learning_rate)
-        self.table = nn.ParameterList(
-            nn.Parameter(weight_VE, requires_grad=False)
-            for weight_VE in self._rows.weight_VE.split(self.sizes)
-        )
+        self._cut_()
         self.frozen_W = None
         for weight_VE in self.weights():
             _draw_(weight_VE)
@@ -72,6 +87,27 @@ class FusedTables(nn.Module):
     def accumulators(self) -> list[Tensor]:
         """Return Adagrad's sum of each row, shape (V,), in the order of ``names``."""
         return list(self._rows.sum_V.split(self.sizes))
+
+    def first_rows(self, table: int, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Return some rows as they are now, as ``FirstRows``."""
+        return self.weights()[table][rows, columns], self.accumulators()[table][rows]
+
+    def release_(self) -> None:
+        """Give the memory of all rows back, and with it what they have learned."""
+        self._rows.take_("meta")
+        self._cut_()
+
+    def hold_again_(self) -> None:
+        """Take memory for all rows again; they are undefined until they are written."""
+        self._rows.take_("cpu")
+        self._cut_()
+
+    def _cut_(self) -> None:
+        """Let each feature's table be a view of the rows that learn."""
+        self.table = nn.ParameterList(
+            nn.Parameter(weight_VE, requires_grad=False)
+            for weight_VE in self._rows.weight_VE.split(self.sizes)
+        )
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Change the rate at which the backward pass updates the tables."""
@@ -142,8 +178,9 @@ class _Rows:
     """The rows of all tables end to end, their accumulators, and what fbgemm asks to know."""
 
     def __init__(self, sizes: Sequence[int], width: int, learning_rate: float) -> None:
-        self.weight_VE = torch.empty(sum(sizes), width)
-        self.sum_V = torch.zeros(sum(sizes))
+        device = "meta" if _WITHOUT_ROWS else "cpu"
+        self.weight_VE = torch.empty(sum(sizes), width, device=device)
+        self.sum_V = torch.zeros(sum(sizes), device=device)
         self.learning_rate = torch.tensor(float(learning_rate))
         self.hook = torch.zeros(0, requires_grad=True)
         """What makes autograd call ``_Lookup.backward``: no gradient is returned for the rows."""
@@ -155,6 +192,14 @@ class _Rows:
         """Where each feature's columns begin, and where the last one's end, shape (F + 1,)."""
         self.first_number_F = self.first_F * width
         self.on_host = torch.full((len(sizes),), EmbeddingLocation.HOST.value, dtype=torch.int32)
+
+    def take_(self, device: str) -> None:
+        """Let the rows and their sums lie on a device, undefined; on "meta" they take no memory."""
+        shape = self.weight_VE.shape
+        # What was there goes first.
+        del self.weight_VE, self.sum_V
+        self.weight_VE = torch.empty(shape, device=device)
+        self.sum_V = torch.zeros(len(self.weight_VE), device=device)
 
     def learn_(self, sparse_BF: Tensor, grad_BW: Tensor) -> None:
         """Update the rows that were looked up.
@@ -277,6 +322,15 @@ class TableGroup(nn.Module):
     def draw_again(self, rows: int) -> list[str]:
         """As ``FusedTables.draw_again``."""
         return [name for tables in self.tables for name in tables.draw_again(rows)]
+
+
+def id_tables(network: nn.Module) -> list[tuple[str, FusedTables]]:
+    """Return the id tables of a network with their names in it, always in the same order."""
+    return [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, FusedTables)
+    ]
 
 
 @torch.no_grad()

@@ -205,7 +205,9 @@ def _has_best(parts: Mapping[int, Sequence[_Part]]) -> bool:
 def _fill_(shard: Shard, parts: Sequence[_Part], folder: Path, number: int) -> Tensor | None:
     """Copy the overlap of every written part with this shard; return its best weights, if any."""
     rows, columns = shard.weight_SD.shape
-    best_SD = torch.empty_like(shard.weight_SD) if _has_best({number: parts}) else None
+    best_SD = (
+        torch.empty_like(shard.weight_SD, device="cpu") if _has_best({number: parts}) else None
+    )
     covered = 0
     shard.momentum_S.zero_()
     for part in parts:
@@ -228,7 +230,7 @@ def _fill_(shard: Shard, parts: Sequence[_Part], folder: Path, number: int) -> T
             )
             momentum = file.get_slice(f"{part.name}.momentum")[written[0]]
             if best_SD is not None:
-                best_SD[own] = file.get_slice(f"{part.name}.best")[written].to(best_SD.device)
+                best_SD[own] = file.get_slice(f"{part.name}.best")[written]
         share = (right - left) / columns
         shard.momentum_S[own[0]] += share * momentum.to(shard.momentum_S.device)
         covered += (bottom - top) * (right - left)

@@ -12,21 +12,20 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from embeddings.ranks import Ranks
 from embeddings.training_state import RECORD
 from ranking.contract import Progress
-from ranking.fit_job import FitJob
+from ranking.fit_job import FitJob, first_rows
 from ranking.fit_leader import LEADERS
-from ranking.fused_tables import FusedTables
+from ranking.fused_tables import id_tables
 from ranking.model import ClickNetwork
 from ranking.sample_weights import sample_weights
 from ranking.sharded_checkpoint import read_record
@@ -77,7 +76,7 @@ class Leader:
         job.write_(at.with_name(f".{at.name}.part"), network)
         at.with_name(f".{at.name}.part").rename(at)
         checks = train_together(
-            job, network, self.ranks, checkpoint=job.state_folder, progress=progress
+            job, network, self.ranks, folder=at, checkpoint=job.state_folder, progress=progress
         )
         shutil.rmtree(at, ignore_errors=True)
         return checks
@@ -134,7 +133,8 @@ def follow_(folder: Path, ranks: Ranks) -> int:
         at = folder / f"job-{jobs + 1}"
         if at.exists():
             job = FitJob.read(at)
-            train_together(job, job.network(at), ranks, checkpoint=job.state_folder)
+            network = job.network(at, rows=False)
+            train_together(job, network, ranks, folder=at, checkpoint=job.state_folder)
             jobs += 1
         elif (folder / DONE).exists():
             if not json.loads((folder / DONE).read_text(encoding="utf-8"))["failed"]:
@@ -149,6 +149,7 @@ def train_together(
     network: ClickNetwork,
     ranks: Ranks,
     *,
+    folder: Path | None = None,
     checkpoint: Path | None = None,
     cadence: Cadence | None = None,
     max_steps: int | None = None,
@@ -159,8 +160,10 @@ def train_together(
 
     Args:
         job: The same on every rank.
-        network: With the job's initial weights.
+        network: With the job's initial weights; where ``folder`` is given, the rows of its id
+            tables are read from there, and only the first rank's need to have any.
         ranks: The open group.
+        folder: Where the job was written to.
         checkpoint: Folder for the state; see ``ShardedTraining``.
         cadence: When states are written.
         max_steps: Stop after so many.
@@ -168,7 +171,7 @@ def train_together(
         progress: Told of every check.
     """
     train, validation = job.tensors()
-    with sharded_tables(network, job.config, ranks, column_wise=job.column_wise):
+    with sharded_tables(network, job.config, ranks, folder=folder, column_wise=job.column_wise):
         training = ShardedTraining(
             network,
             job.config,
@@ -199,42 +202,55 @@ def sharded_tables(
     config: TowerConfig,
     ranks: Ranks,
     *,
+    folder: Path | None = None,
     column_wise: tuple[str, ...] = (),
 ) -> Iterator[None]:
     """Put ``ShardedTables`` in the place of a network's id tables, with their weights and sums.
 
     At the end the first rank's own tables come back with what was learned; collective at both
-    ends, and when it fails the tables that were there before are put back untouched.
+    ends. When it fails the tables that were there before are put back, untouched but where rows
+    came from a folder: then no rank holds whole tables meanwhile, and they are undefined.
+
+    Args:
+        network: The same on every rank.
+        config: How tables learn.
+        ranks: The open group.
+        folder: Of the job, to read first rows from; None takes them from the network.
+        column_wise: Features whose tables are split by columns.
     """
-    whole = {
-        name: module for name, module in network.named_modules() if isinstance(module, FusedTables)
-    }
+    whole = dict(id_tables(network))
     unknown = set(column_wise) - {name for tables in whole.values() for name in tables.names}
     if unknown:
         raise ValueError(f"column_wise names {sorted(unknown)}, which are no id tables here")
     network.to(ranks.device)
     sharded: dict[str, ShardedTables] = {}
+    held = [] if folder is None or ranks.rank else list(whole.values())
     try:
-        for name, tables in whole.items():
-            placed = ShardedTables(
-                tables.names,
-                tables.sizes,
-                tables.width,
-                learning_rate=config.sparse_lr,
-                ranks=ranks,
-                column_wise=[each for each in column_wise if each in tables.names],
-            )
-            placed.scatter_(tables.weights(), tables.accumulators())
-            sharded[name] = placed
+        for tables in held:
+            tables.release_()
+        with first_rows(folder, network) if folder is not None else nullcontext() as reader:
+            for name, tables in whole.items():
+                placed = ShardedTables(
+                    tables.names,
+                    tables.sizes,
+                    tables.width,
+                    learning_rate=config.sparse_lr,
+                    ranks=ranks,
+                    column_wise=[each for each in column_wise if each in tables.names],
+                )
+                placed.scatter_(tables.first_rows if reader is None else reader(name))
+                sharded[name] = placed
+        for name, placed in sharded.items():
             _put_(network, name, placed)
         yield
+        for tables in held:
+            tables.hold_again_()
         for name, placed in sharded.items():
-            own = zip(whole[name].weights(), whole[name].accumulators(), strict=True)
-            # The other ranks are given nothing.
-            for (weight_VE, sum_V), learned in zip(own, placed.gathered(), strict=False):
-                with torch.no_grad():
-                    weight_VE.copy_(learned[0])
-                    sum_V.copy_(learned[1])
+            placed.gather_(whole[name].weights(), whole[name].accumulators())
+    except BaseException:
+        for tables in held:
+            tables.hold_again_()
+        raise
     finally:
         for name, tables in whole.items():
             _put_(network, name, tables)

@@ -10,10 +10,11 @@ S rows of a shard, D columns of a shard.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,8 +27,14 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.optim import RowWiseAdagrad
 
 from embeddings.ranks import Ranks
-from ranking.fused_tables import EPSILON, TABLE_DEVIATION
+from ranking.fused_tables import EPSILON, TABLE_DEVIATION, FirstRows
 from ranking.sharding_plan import collective_plan, sharders
+
+GATHERED_ROWS = 262_144
+"""Rows of a table that are gathered at a time."""
+
+DRAWN_ROWS = 65_536
+"""Rows of a table that are drawn at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,10 @@ class Shard:
     def columns(self) -> slice:
         """Columns of the table that these are."""
         return slice(self.column, self.column + self.weight_SD.shape[1])
+
+    def own(self, top: int, bottom: int) -> slice:
+        """Rows of the shard that are these rows of the table."""
+        return slice(top - self.row, bottom - self.row)
 
 
 class ShardedTables(nn.Module):
@@ -165,46 +176,69 @@ class ShardedTables(nn.Module):
                 )
         return sorted(found, key=lambda shard: (shard.table, shard.row, shard.column))
 
-    def gathered(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each whole table in turn and its rows' sums, (V, E) and (V,); a collective call.
+    @torch.no_grad()
+    def gather_(self, tables: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
+        """Fill whole tables and their rows' sums on the first rank; a collective call.
 
-        Only the first rank is given them. Where columns of a table lie apart, a row's sum is the
-        mean over the columns, which is what it would have been in one piece.
+        No rank holds more than some rows of a whole table for it. Where columns of a table lie
+        apart, a row's sum is the mean over the columns, which is what it would have been in one
+        piece.
+
+        Args:
+            tables: Each (V, E); nothing is written into those of other ranks.
+            sums: Each (V,), likewise.
         """
         mine = self.shards()
-        rank = dist.get_rank()
         for number, size in enumerate(self.sizes):
-            whole_VE = torch.zeros(size, self.width, device=self._device)
-            sum_V = torch.zeros(size, device=self._device)
-            for shard in (each for each in mine if each.table == number):
-                whole_VE[shard.rows, shard.columns] = shard.weight_SD.detach()
-                sum_V[shard.rows] += shard.weight_SD.shape[1] / self.width * shard.momentum_S
-            if dist.get_world_size() > 1:
-                dist.reduce(whole_VE, 0)
-                dist.reduce(sum_V, 0)
-            if rank == 0:
-                yield whole_VE, sum_V
+            for start in range(0, size, GATHERED_ROWS):
+                rows = slice(start, min(start + GATHERED_ROWS, size))
+                part_VE = torch.zeros(rows.stop - start, self.width, device=self._device)
+                sum_V = torch.zeros(rows.stop - start, device=self._device)
+                for shard in (each for each in mine if each.table == number):
+                    top, bottom = max(start, shard.rows.start), min(rows.stop, shard.rows.stop)
+                    if top < bottom:
+                        there, here = slice(top - start, bottom - start), shard.own(top, bottom)
+                        part_VE[there, shard.columns] = shard.weight_SD[here]
+                        share = shard.weight_SD.shape[1] / self.width
+                        sum_V[there] += share * shard.momentum_S[here]
+                if dist.get_world_size() > 1:
+                    dist.reduce(part_VE, 0)
+                    dist.reduce(sum_V, 0)
+                if dist.get_rank() == 0:
+                    tables[number][rows].copy_(part_VE)
+                    sums[number][rows].copy_(sum_V)
 
     @torch.no_grad()
-    def scatter_(self, tables: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
-        """Copy this rank's parts out of whole tables, each (V, E), and their rows' sums, (V,)."""
+    def scatter_(self, first: FirstRows) -> None:
+        """Fill what this rank holds of each table, and its rows' sums."""
         for shard in self.shards():
-            shard.weight_SD.copy_(tables[shard.table][shard.rows, shard.columns])
-            shard.momentum_S.copy_(sums[shard.table][shard.rows])
+            weight_SD, sum_S = first(shard.table, shard.rows, shard.columns)
+            shard.weight_SD.copy_(weight_SD)
+            shard.momentum_S.copy_(sum_S)
 
     @torch.no_grad()
     def draw_again_(self, rows: int, seed: int) -> None:
         """Begin tables of at least so many rows anew, and forget what Adagrad has seen of them.
 
-        A rank draws only the tables that it holds a part of, and the same numbers whatever the
-        number of ranks.
+        A rank draws no more than some rows beside those that it holds, and the same numbers
+        whatever the number of ranks.
         """
         for shard in self.shards():
             if self.sizes[shard.table] < rows:
                 continue
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + shard.table)
-            whole_VE = torch.empty(self.sizes[shard.table], self.width)
-            whole_VE.normal_(0.0, TABLE_DEVIATION, generator=generator)
-            whole_VE[0] = 0.0
-            shard.weight_SD.copy_(whole_VE[shard.rows, shard.columns])
+            for block in range(shard.rows.start // DRAWN_ROWS, -(-shard.rows.stop // DRAWN_ROWS)):
+                start = block * DRAWN_ROWS
+                drawn = np.random.SeedSequence((seed, shard.table, block))
+                generator = torch.Generator().manual_seed(
+                    int(drawn.generate_state(1, np.uint64)[0] >> 1)
+                )
+                height = min(DRAWN_ROWS, self.sizes[shard.table] - start)
+                block_VE = torch.empty(height, self.width)
+                block_VE.normal_(0.0, TABLE_DEVIATION, generator=generator)
+                if block == 0:
+                    block_VE[0] = 0.0
+                top, bottom = max(start, shard.row), min(start + height, shard.rows.stop)
+                shard.weight_SD[shard.own(top, bottom)] = block_VE[
+                    top - start : bottom - start, shard.columns
+                ].to(self._device)
             shard.momentum_S.zero_()

@@ -11,6 +11,7 @@ Shape letters: N rows, B rows of this rank, V validation rows of this rank.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -46,6 +47,7 @@ from ranking.training_checkpoints import (
 )
 
 SCORING_BATCH = 8192
+TIMED_STEPS = 256
 ASKED_EVERY = 16
 """Steps after which ranks ask the first one whether it is time for a state."""
 
@@ -146,6 +148,8 @@ class ShardedTraining:
         self.checks: list[Check] = []
         self.losses: list[float] = []
         """Of the steps since the last check, on this rank."""
+        self.step_seconds: deque[float] = deque(maxlen=TIMED_STEPS)
+        """Of the last steps of this process, checks and states apart."""
         self.best: dict[str, Any] | None = None
         """Weights at the best check."""
         if config.batch_size % ranks.world:
@@ -195,11 +199,13 @@ class ShardedTraining:
                 order_N = self._order(label_N, epoch, train.inputs.run_rows)
             rows = order_N[place * config.batch_size : (place + 1) * config.batch_size]
             rows = rows[: len(rows) - len(rows) % (ranks.world * self.parts)]
+            began = time.monotonic()
             if len(rows):
                 own_B = rows[ranks.own(len(rows))]
                 weight_B = None if weight_N is None else weight_N[own_B]
                 inputs = train.inputs.batch(own_B)
                 self.losses.append(self._update(inputs, label_N[own_B], weight_B, bf16))
+                self.step_seconds.append(time.monotonic() - began)
             self.step += 1
             if self.step % check_every:
                 self._save_if_due_()
@@ -267,6 +273,7 @@ class ShardedTraining:
             "losses": self._losses_by_rank(),
             "checks": [asdict(check) for check in self.checks],
             "plateau": self.plateau.to_record(),
+            "step_seconds": float(np.median(self.step_seconds)) if self.step_seconds else None,
         }
         at, groups = self.checkpoint / RANKS_STATE, list(self.tables.values())
         try:
@@ -482,9 +489,10 @@ class ShardedTraining:
         return [shard for group in self.tables.values() for shard in group.shards()]
 
     def _copied_state(self, dense: dict[str, Tensor]) -> dict[str, Any]:
+        """A copy in the memory of the processor, which GPUs have none to spare for."""
         return {
-            "dense": {name: value.clone() for name, value in dense.items()},
-            "shards": [shard.weight_SD.detach().clone() for shard in self._shards()],
+            "dense": {name: value.to("cpu", copy=True) for name, value in dense.items()},
+            "shards": [shard.weight_SD.detach().to("cpu", copy=True) for shard in self._shards()],
         }
 
     def _put_back_(self, state: dict[str, Any]) -> None:

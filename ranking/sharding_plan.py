@@ -47,9 +47,14 @@ class PlannedShard:
     columns: int
 
     @property
+    def weight_bytes(self) -> int:
+        """Weights in float32."""
+        return 4 * self.rows * self.columns
+
+    @property
     def bytes(self) -> int:
         """Weights in float32, and row-wise Adagrad's one number a row."""
-        return 4 * self.rows * (self.columns + 1)
+        return self.weight_bytes + 4 * self.rows
 
 
 def collective_plan(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ranking.fused_tables import FusedTables
+from ranking.fused_tables import id_tables
 from ranking.model import ClickNetwork
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def carry_over_(network: ClickNetwork, signature: InputSignature, earlier: Tower
                 "model goes on only with the layers it had"
             )
         parameter[: len(given)].copy_(given)
-    for own, other in zip(_tables(network), _tables(earlier.network_), strict=True):
+    pairs = zip(id_tables(network), id_tables(earlier.network_), strict=True)
+    for (_, own), (_, other) in pairs:
         for sum_V, learned_V in zip(own.accumulators(), other.accumulators(), strict=True):
             sum_V[: len(learned_V)].copy_(learned_V)
 
@@ -74,7 +75,7 @@ def adagrad_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Return Adagrad's sums of all id tables of a network, by name."""
     return {
         f"{group}.{number}": sum_V.detach().clone()
-        for group, tables in enumerate(_tables(network))
+        for group, (_, tables) in enumerate(id_tables(network))
         for number, sum_V in enumerate(tables.accumulators())
     }
 
@@ -82,13 +83,9 @@ def adagrad_tensors(network: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def restore_adagrad_(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put back what ``adagrad_tensors`` returned."""
-    for group, tables in enumerate(_tables(network)):
+    for group, (_, tables) in enumerate(id_tables(network)):
         for number, sum_V in enumerate(tables.accumulators()):
             sum_V.copy_(tensors[f"{group}.{number}"])
-
-
-def _tables(network: nn.Module) -> list[FusedTables]:
-    return [module for module in network.modules() if isinstance(module, FusedTables)]
 
 
 def _same(what: str, before: object, now: object) -> None:

@@ -3,7 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
+from experiments import capacity_plan
 from experiments.capacity_plan import PlanConfig, make_plan, measured_speed
+from ranking.checkpoint import write_manifest
+from ranking.fit_job import FitJob
 from ranking.tower_config import TowerConfig
 
 SMALL = TowerConfig(
@@ -24,8 +27,13 @@ def test_memory_and_hours_by_hand():
     assert plan.data_gib == pytest.approx(3.6e6 * 16 * 4 / 1024**3)
     assert plan.hours == pytest.approx(1.0)
     assert plan.feasible and plan.one_machine and not plan.measured
-    assert plan.rank_gib == pytest.approx(plan.table_gib + plan.dense_gib)
+    # And the weights of the best check.
+    best_gib = 2_001_000 * 8 * 4 / 1024**3
+    assert plan.rank_gib == pytest.approx(plan.table_gib + best_gib + plan.dense_gib)
+    assert plan.first_rank_gib == pytest.approx(plan.table_gib + plan.dense_gib)
     assert "one machine is enough" in plan.verdict()
+    assert "a pass takes 1.0 hours at 1,000 rows a second" in plan.verdict()
+    assert "a pass takes 30.0 minutes" in make_plan(config(rows=1.8e6)).verdict()
 
 
 def test_ranks_share_tables_and_speed():
@@ -36,6 +44,30 @@ def test_ranks_share_tables_and_speed():
     assert four.rank_gib < alone.rank_gib
     assert four.memory_gib == alone.memory_gib / 2
     assert {row[0] for row in four.by_table()} == {f"f{number}" for number in range(4)}
+    # The first rank brings all tables together at the end, beside its own.
+    assert four.first_rank_gib == pytest.approx(alone.table_gib * 5 / 4 + four.dense_gib)
+    assert f"the first one's machine {four.first_rank_gib:.2f} at the end" in four.verdict()
+    assert "first one's" not in alone.verdict()
+    assert four.to_metrics()["first_rank_gib"] == four.first_rank_gib
+
+
+def test_a_first_rank_without_room_for_all_tables_is_said():
+    tables = tuple(f"f{number}=1e6" for number in range(4))
+    asked = {"tables": tables, "ranks": 4, "ranks_per_machine": 2}
+    need = make_plan(config(**asked))
+    # Its own four parts, the whole, and what the other rank of its machine holds.
+    exactly = need.first_rank_gib + need.rank_gib
+    assert make_plan(config(**asked, memory_gib=exactly + 0.001)).feasible
+    plan = make_plan(config(**asked, memory_gib=exactly - 0.001))
+    assert plan.shards is not None and not plan.feasible and not plan.one_machine
+    assert "the first rank holds all tables at the end" in plan.verdict()
+
+
+def test_gpus_keep_no_best_weights_and_their_machine_is_not_judged():
+    asked = {"tables": ("a=1e6",), "device": "cuda", "ranks": 1, "memory_gib": 0.1}
+    plan = make_plan(config(**asked))
+    assert plan.rank_gib == pytest.approx(plan.table_gib + plan.dense_gib)
+    assert plan.feasible and plan.first_rank_fits
 
 
 def test_too_much_for_one_machine_is_said():
@@ -56,9 +88,42 @@ def test_gpus_may_hold_rows_of_a_table():
 
 def test_the_speed_is_measured_where_none_is_named():
     asked = []
-    plan = make_plan(config(rows_per_second=None), measure=lambda c: asked.append(c) or 500.0)
+    unknown = config(rows_per_second=None)
+
+    def measure(config):
+        return asked.append(config) or 500.0
+
+    plan = make_plan(unknown, measure=measure)
     assert plan.measured and plan.rows_per_second == 500 and len(asked) == 1
     assert measured_speed(config(tables=("a=100", "b=5"))) > 0
+    # What two exchange was measured; what four do is less by the share that is said.
+    for ranks, share in ((2, 1.0), (4, 0.8)):
+        several = unknown.model_copy(update={"ranks": ranks})
+        assert make_plan(several, measure=measure).rows_per_second == 500 * ranks * share
+        named = several.model_copy(update={"rows_per_second": 500.0})
+        assert make_plan(named).rows_per_second == 500 * ranks * 0.8
+
+
+def test_the_speed_of_one_among_several_is_measured_with_two(monkeypatch):
+    fitted = []
+
+    def fit(job, ranks, state, steps):
+        fitted.append((FitJob.read(job), ranks, steps))
+        (state / "state").mkdir(parents=True)
+        write_manifest(state / "state", record={"step_seconds": 0.25})
+
+    monkeypatch.setattr(capacity_plan, "fit_on_ranks", fit)
+    asked = config(tables=("a=100", "b=5"), ranks=8, rows_per_second=None)
+    assert measured_speed(asked) == 32 / 0.25
+    ((job, ranks, steps),) = fitted
+    assert ranks == 2 and job.config.batch_size == 2 * 256 / 8
+    assert len(job.train) == steps * job.config.batch_size
+
+
+@pytest.mark.slow
+def test_two_ranks_are_timed_here():
+    asked = config(tables=("a=100", "b=5"), ranks=2, rows_per_second=None)
+    assert 10 < measured_speed(asked) < 1e7
 
 
 @pytest.mark.parametrize(
