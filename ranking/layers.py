@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ranking.crosses import crossed
+from ranking.dropout import Dropout
 from ranking.hidden_layers import hidden_layers
 
 
@@ -93,18 +94,19 @@ class HiddenLayers(nn.Sequential):
             torch.is_grad_enabled()
             and (input_BW.dtype, input_BW.device.type) == (torch.bfloat16, "cpu")
             and input_BW.ndim == 2
-            and not (self.training and any(isinstance(x, nn.Dropout) and x.p > 0 for x in self))
         )
         if not by_hand or not len(self):
             return super().forward(input)
         layers = [(x.weight, x.bias) for x in self if isinstance(x, nn.Linear)]
-        return hidden_layers(input_BW, layers)
+        shares = {x.p for x in self if isinstance(x, Dropout)} if self.training else {0.0}
+        (share,) = shares
+        return hidden_layers(input_BW, layers, dropout=share)
 
 
 def mlp_of(width: int, layers: Sequence[int], dropout: float) -> HiddenLayers:
     """Return Linear, ReLU, Dropout for every width in ``layers``; nothing for none."""
     modules: list[nn.Module] = []
     for out in layers:
-        modules += [nn.Linear(width, out), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        modules += [nn.Linear(width, out), nn.ReLU(inplace=True), Dropout(dropout)]
         width = out
     return HiddenLayers(*modules)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ranking.dropout import Dropout
+
 
 class VectorFeatures(nn.Module):
     """Product, query and history vectors made into features: projected, normalised, crossed.
@@ -37,7 +39,7 @@ class VectorFeatures(nn.Module):
         self.derived = derived
         self.presence = presence
         self.project = nn.Linear(vector_dim, projected, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_buffer("cosine_mean_2", torch.zeros(2))
         self.register_buffer("cosine_deviation_2", torch.ones(2))
         self.crossed_width, self.plain_width = vector_widths(

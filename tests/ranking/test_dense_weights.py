@@ -155,9 +155,9 @@ def test_hidden_layers_in_bfloat16_are_those_that_torch_would_compute(monkeypatc
     x_BW, upstream_BW = torch.randn(33, 40, requires_grad=True), torch.randn(33, 16)
     given, calls = [x_BW, *own.parameters()], []
 
-    def taken(*arguments):
+    def taken(*arguments, **options):
         calls.append(arguments)
-        return hidden_layers(*arguments)
+        return hidden_layers(*arguments, **options)
 
     monkeypatch.setattr(layers_module, "hidden_layers", taken)
 
@@ -173,10 +173,9 @@ def test_hidden_layers_in_bfloat16_are_those_that_torch_would_compute(monkeypatc
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("shape", [(5, 40), (5, 3, 40)])
-def test_hidden_layers_with_dropout_or_three_axes_are_left_to_torch(monkeypatch, shape):
+def test_hidden_layers_of_three_axes_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(layers_module, "hidden_layers", None)
-    layers = mlp_of(40, (24,), dropout=0.5 if len(shape) == 2 else 0.0)
+    layers = mlp_of(40, (24,), dropout=0.0)
     with torch.autocast("cpu", torch.bfloat16):
-        out = layers(torch.randn(shape))
-    assert out.shape == (*shape[:-1], 24)
+        out = layers(torch.randn(5, 3, 40))
+    assert out.shape == (5, 3, 24)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.bench_data import criteo_shaped
+from ranking import hidden_layers
 from ranking.contract import InputSignature
 from ranking.fused_tables import FusedTables
 from ranking.inputs import ExampleTensors
@@ -87,6 +88,7 @@ def test_another_seed_gives_another_model(small_log):
 def test_bfloat16_computes_hidden_layers_but_never_logits(small_log, monkeypatch):
     seen = set()
     logit_of, linear = ClickNetwork.logit_of, torch.nn.functional.linear
+    by_hand = hidden_layers.linear
 
     def spy_logit(self, hidden):
         seen.add(("logit", self.training, logit_of(self, hidden).dtype))
@@ -97,8 +99,14 @@ def test_bfloat16_computes_hidden_layers_but_never_logits(small_log, monkeypatch
         seen.add((out_BW.shape[1], out_BW.dtype))
         return out_BW
 
+    def spy_by_hand(*args, **options):
+        out_BW = by_hand(*args, **options)
+        seen.add((out_BW.shape[1], out_BW.dtype))
+        return out_BW
+
     monkeypatch.setattr(ClickNetwork, "logit_of", spy_logit)
     monkeypatch.setattr(torch.nn.functional, "linear", spy_linear)
+    monkeypatch.setattr(hidden_layers, "linear", spy_by_hand)
     fitted(small_log, bf16="on", max_epochs=1, head=(17,))
     # Hidden layers (17 wide) compute in bfloat16 while training and in float32 while scoring.
     assert {entry[1] for entry in seen if entry[0] == 17} == {torch.bfloat16, torch.float32}
