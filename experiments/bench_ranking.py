@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from experiments.bench_ranking_data import TABLE_ROWS, read_examples, write_clic
 from experiments.idle_threads import as_the_user_had, others_run, settle_waiting_
 from experiments.peer_environment import peer_python
 from experiments.progress import Progress, Silent
+from features.peak_memory import peak_bytes
 from ranking.intervals import auc_components, auc_difference
 from ranking.metrics import auc
 from ranking.step_kernels import step_kernels
@@ -240,7 +240,7 @@ def _own(name: str, data: Path, rows: int, batch: int, epochs: int, lr: float) -
         json.dumps(
             {
                 "fit_seconds": seconds,
-                "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+                "peak_memory_gb": peak_bytes() / 1e9,
                 "share_of_peak": reached / float(np.mean(peaks)),
             }
         )

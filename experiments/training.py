@@ -22,6 +22,7 @@ from experiments.run_folder import RunFolder
 from experiments.variants import Variant, VectorSource
 from features.embedding_join import Vectors
 from features.examples import Examples
+from features.peak_memory import peak_bytes
 from features.pipeline import FeaturePipeline
 from ranking.baselines import LightGBMRanker, LogisticRegression
 from ranking.contract import ClickModel, Progress, load_click_model
@@ -159,7 +160,7 @@ def train_once(
             {
                 "seconds": round(seconds, 2),
                 "parameters": _parameters(model),
-                "peak_bytes": _peak_bytes(),
+                "peak_bytes": peak_bytes(),
                 "curve": _curve(model),
             },
         )
@@ -228,16 +229,6 @@ def _parameters(model: ClickModel) -> int:
     if isinstance(model, LightGBMRanker):
         return int(sum(tree["num_leaves"] for tree in model.booster_.dump_model()["tree_info"]))
     return int(model.weight_W.size) + 1 if isinstance(model, LogisticRegression) else 1
-
-
-def _peak_bytes() -> int:
-    """Most memory that this process ever held; 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    # getrusage would count what the parent held when this process was started from it.
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return 1024 * int(lines["VmHWM"].split()[0])
 
 
 def _curve(model: ClickModel) -> list[dict[str, float]]:
