@@ -57,12 +57,12 @@ def test_a_training_cut_off_goes_on_and_leaves_no_state(whole, tmp_path, monkeyp
         pl.read_parquet(config.out / MODEL / "predictions.parquet"),
         pl.read_parquet(whole.out / MODEL / "predictions.parquet"),
     )
-    assert not list((config.out / "checkpoints").iterdir())
+    assert not (config.out / "checkpoints").exists()
     # Killed between the model and this, it is the next command that leaves none.
-    (config.out / "checkpoints/production-seed0").mkdir()
+    (config.out / "checkpoints/production-seed0").mkdir(parents=True)
     line = Run.reopen(config.out)
     line.train(line.variants[0])
-    assert not list((config.out / "checkpoints").iterdir())
+    assert not (config.out / "checkpoints").exists()
 
 
 def test_a_run_goes_on_from_an_earlier_one(whole, tmp_path):
