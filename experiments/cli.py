@@ -88,10 +88,13 @@ def run(config: Settings, json: JsonFile = None) -> None:
         json: Also write the figures there, flat.
     """
     from experiments import commands
+    from experiments.on_ranks import led_by_the_first_rank
 
-    result = commands.run(config, new_progress())
-    print_run(result)
-    write_figures(json, result.metrics)
+    with led_by_the_first_rank(config.out) as leads:
+        if leads:
+            result = commands.run(config, new_progress())
+            print_run(result)
+            write_figures(json, result.metrics)
 
 
 @app.command(name="embed")

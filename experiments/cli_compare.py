@@ -37,11 +37,14 @@ def compare(config: Settings, placebos: bool = True, json: JsonFile = None) -> N
         json: Also write the figures there, flat.
     """
     from experiments import commands
+    from experiments.on_ranks import led_by_the_first_rank
 
-    comparison = commands.compare(config, new_progress(), placebos=placebos)
-    print_comparison(comparison)
-    say(f"report: {config.out / 'report.html'}")
-    write_figures(json, comparison.to_metrics())
+    with led_by_the_first_rank(config.out) as leads:
+        if leads:
+            comparison = commands.compare(config, new_progress(), placebos=placebos)
+            print_comparison(comparison)
+            say(f"report: {config.out / 'report.html'}")
+            write_figures(json, comparison.to_metrics())
 
 
 def join(

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from embeddings.ranks import Ranks, apart
+from embeddings.ranks import Ranks
 from embeddings.stage1 import train_stage1
 from experiments.ab_result import AbResult
 from experiments.comparison import Comparison
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.marketplace.world import make_world
 from experiments.offline_metrics import mean_over_seeds, offline_metrics
+from experiments.on_ranks import led_by_the_first_rank
 from experiments.pipeline import (
     Run,
     RunResult,
@@ -168,20 +169,10 @@ def train(config: RunConfig, progress: Progress | None = None) -> Trainings:
     Raises:
         ValueError: If the dataset, a variant or the folder will not do.
     """
-    together = Ranks.current()
-    if together.world == 1:
-        return _train(config, progress)
-    from ranking.sharded_fit import follow_, leading
-
-    jobs = config.out.with_name(f".{config.out.name}-ranks")
-    if together.rank:
-        follow_(jobs, together)
-        trainings = Trainings(folder=config.out, metrics={})
-    else:
-        with leading(jobs, together), apart():
-            trainings = _train(config, progress)
-    together.leave_()
-    return trainings
+    with led_by_the_first_rank(config.out) as leads:
+        if leads:
+            return _train(config, progress)
+    return Trainings(folder=config.out, metrics={})
 
 
 def _train(config: RunConfig, progress: Progress | None) -> Trainings:

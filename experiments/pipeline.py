@@ -63,6 +63,7 @@ from features.dataset import Dataset, Split
 from features.embedding_join import Vectors, join_vectors
 from features.pipeline import FeaturePipeline
 from features.violation import refuse_errors
+from ranking.fit_leader import current_leader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class Run:
     def __init__(
         self, config: RunConfig, progress: Progress | None = None, *, reopen: bool = False
     ) -> None:
+        _refuse_workers_beside_ranks(config)
         self.config = config
         self.progress = progress or Silent()
         self.dataset = Dataset.open(config.data)
@@ -297,7 +299,8 @@ class Run:
             if joined is not None and one.variant.vectors is not None:
                 vectors[one.variant.vectors] = joined
         workers = 1
-        if missing:
+        # Under torchrun every fit is carried out by all ranks, and one after the other.
+        if missing and current_leader() is None:
             # Fitted here, for the processes read them.
             columns = max(len(self.pipeline_of(one.variant).dense_names) for one in missing)
             workers = plan_workers(
@@ -358,6 +361,14 @@ class Run:
             return model.predict_proba(pipeline.transform(impressions), vectors)
 
         return score
+
+
+def _refuse_workers_beside_ranks(config: RunConfig) -> None:
+    if current_leader() is not None and (config.workers or 1) > 1:
+        raise ValueError(
+            f"workers={config.workers} are processes that each train a model, but under torchrun "
+            "all ranks train one model together; leave --workers out, or start without torchrun"
+        )
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> RunResult:

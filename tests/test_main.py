@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from experiments.__main__ import main
+from experiments.__main__ import main, refused_on_ranks
 from experiments.idle_threads import SPINS, as_the_user_had, others_run, settle_waiting_
 
 
@@ -63,3 +63,35 @@ def test_the_version_is_told(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["adtower", "--version"])
     main()
     assert capsys.readouterr().out == f"adtower {version('adtower')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("train --data d", None),
+        ("compare --out r", None),
+        ("embed --data d", None),
+        ("embed index --data d", None),
+        ("embed-index --data d", None),
+        ("tune --help", None),
+        ("", None),
+        ("demo", "demo was started 2 times"),
+        ("embed export r out", "embed export was started 2 times"),
+        ("evaluate run", "evaluate was started 2 times"),
+    ],
+)
+def test_ranks_are_refused_what_each_would_do_for_itself(words, refused):
+    assert refused_on_ranks(words.split(), 1) is None
+    said = refused_on_ranks(words.split(), 2)
+    assert said is None if refused is None else said.startswith(refused)
+
+
+def test_one_rank_says_why_and_all_end(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["adtower", "evaluate", "run"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+    assert capsys.readouterr().err.count("Give this command without torchrun") == 1

@@ -1,4 +1,4 @@
-"""``torchrun -m experiments train``: two ranks, one of which dies, go on to the same model."""
+"""Commands under torchrun: two ranks, one of which dies, go on to the same model; who does what."""
 
 import json
 import os
@@ -15,9 +15,11 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file
 
+from experiments import commands, schedule_trainings
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
 from features.build import build_features
+from ranking import fit_leader
 from ranking.tower import TowerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,8 @@ RANKED = """
     from pathlib import Path
 
     from experiments.commands import train
-    from experiments.config import RunConfig
+    from experiments import commands, schedule_trainings
+from experiments.config import RunConfig
     from ranking import sharded_training
     from ranking.fit_job import FitJob
     from ranking.training_checkpoints import Cadence
@@ -136,3 +139,58 @@ def test_a_training_whose_first_rank_died_goes_on_to_the_same_bits(train, tmp_pa
     assert not list(tmp_path.glob(".*-ranks")), "nothing is left of what the ranks shared"
     # Users and requests are numbered as rows are read; everything else is mapped where it lies.
     assert Path(f"{cut}.copied").read_text() == "request_N user_N"
+
+
+def test_ranks_train_the_models_of_a_comparison_together(world, built, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "experiments", "compare", "--no-placebos"]
+    command += ["--data", world, "--features", built, "--out", out, "--no-track"]
+    command += ["--variants", "production", "full_rank", "logistic", "--tower.max-epochs", "1"]
+    done = subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (done.stdout + done.stderr).count("report: ") == 1, "one rank speaks for all"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"production.auc", "full_rank.delta_auc", "logistic.delta_auc"} <= metrics.keys()
+    assert (out / "report.html").is_file()
+
+
+class Asked(Exception):  # noqa: N818
+    pass
+
+
+class Ready:
+    """A first rank that says when it is asked to fit."""
+
+    def train(self, *given):
+        raise Asked
+
+
+@pytest.fixture
+def led(monkeypatch):
+    monkeypatch.setattr(fit_leader, "LEADERS", [Ready()])
+
+
+def test_models_are_not_trained_in_processes_beside_the_ranks(
+    world, built, tmp_path, led, monkeypatch
+):
+    monkeypatch.setattr(schedule_trainings, "WORTH_ROWS", 0)
+    config = RunConfig(
+        data=world, out=tmp_path / "run", features=built, variants=("production", "full_rank")
+    )
+    with pytest.raises(Asked):
+        commands.train(config)
+
+
+def test_processes_beside_ranks_are_refused_before_anything_is_written(world, built, tmp_path, led):
+    config = RunConfig(data=world, out=tmp_path / "run", features=built, workers=2)
+    with pytest.raises(ValueError, match=r"workers=2 .* leave --workers out"):
+        commands.train(config)
+    assert not (tmp_path / "run").exists()
