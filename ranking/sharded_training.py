@@ -296,9 +296,10 @@ class ShardedTraining:
         restore_optimizer_(self.optimizer, tensors)
         for name, value in (self.averages or {}).items():
             value.copy_(tensors[f"average.{name}"])
-        if found.best is not None:
+        if any(name.startswith("best.") for name in tensors):
             dense = {name: tensors[f"best.{name}"] for name in self._dense_state()}
-            self.best = {"dense": dense, "shards": found.best}
+            # A network without id tables has no shards.
+            self.best = {"dense": dense, "shards": found.best or []}
         self.step, self.stopped = int(record["step"]), record["stopped"]
         self.losses = self._own_losses(record["losses"])
         self.checks = [Check(**check) for check in record["checks"]]

@@ -344,6 +344,28 @@ def test_dropout_and_the_best_weights_survive_a_kill(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_network_without_id_tables_keeps_its_best_weights(shop, group_of_one, tmp_path):
+    rows = dataclasses.replace(
+        shop.examples,
+        sparse_names=(),
+        sparse_NF=shop.examples.sparse_NF[:, :0],
+        vocabulary_sizes=(),
+    )
+    changes = {"attention": "none", "max_epochs": 9, "lr": 0.05, "lr_drops": 0}
+    job, network, _ = TowerRanker(CONFIG.model_copy(update=changes)).begin_fit_(
+        rows.take(slice(0, 480)), rows.take(slice(480, 600)), shop.vectors, seed=3
+    )
+    job.write_(tmp_path / "job", network)
+    networks = [job.network(tmp_path / "job") for _ in range(2)]
+    first, again = (
+        train_together(job, each, group_of_one, checkpoint=tmp_path / "state") for each in networks
+    )
+    losses = [check.validation_log_loss_nats for check in first]
+    assert first == again and losses.index(min(losses)) < len(losses) - 1
+    one, two = (predict_network(each, job.tensors()[1]) for each in networks)
+    assert np.array_equal(one, two)
+
+
 def test_masks_differ_by_step_and_by_rank(dropping, job_folder, group_of_one):
     def masks(rank, seed, steps):
         network = dropping.network(job_folder)
