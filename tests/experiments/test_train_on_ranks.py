@@ -30,8 +30,7 @@ RANKED = """
     from pathlib import Path
 
     from experiments.commands import train
-    from experiments import commands, schedule_trainings
-from experiments.config import RunConfig
+    from experiments.config import RunConfig
     from ranking import sharded_training
     from ranking.fit_job import FitJob
     from ranking.training_checkpoints import Cadence
