@@ -32,19 +32,15 @@ def fit_on_ranks(
         ValueError: If it fails; with the end of what it said.
     """
     of = ranks if of is None else of
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # The packages may run from a checkout: the ranks must find them where this process did.
     path = os.pathsep.join(entry for entry in sys.path if entry)
     threads = str(max(1, (os.cpu_count() or 1) // of))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
     if torch.cuda.device_count() < of:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    launcher += [f"--master-port={port}", "-m", "ranking.sharding_check"]
+    words = ("-m", "ranking.sharding_check", job, state, steps, parts)
     done = subprocess.run(
-        [sys.executable, *launcher, str(job), str(state), str(steps), str(parts)],
+        torchrun(ranks, *words),
         env=environment,
         capture_output=True,
         text=True,
@@ -55,6 +51,20 @@ def fit_on_ranks(
             f"training on {ranks} rank{'s' * (ranks > 1)} failed (exit code {done.returncode}):\n"
             + _own_words(done.stderr)
         )
+
+
+def torchrun(ranks: int, *words: object) -> list[str]:
+    """Return the command that starts a script or module on so many ranks of this machine.
+
+    Args:
+        ranks: Processes.
+        words: The script, or ``-m`` and the module, and its arguments.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    return [sys.executable, *launcher, f"--master-port={port}", *map(str, words)]
 
 
 def _own_words(stderr: str) -> str:

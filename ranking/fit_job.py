@@ -125,16 +125,16 @@ class FitJob:
         folder = Path(folder)
         with torch.random.fork_rng(devices=[]), nullcontext() if rows else without_rows():
             network, _ = build_network(self.config, self.signature, self.history_rows)
-        tables = [f"{name}.table." for name, _ in id_tables(network)]
+        elsewhere = () if rows else tuple(f"{name}.table." for name, _ in id_tables(network))
         with safe_open(folder / WEIGHTS, "pt") as file:
             held = {
                 name: file.get_tensor(name)
                 for name in file.keys()  # noqa: SIM118
-                if rows or not name.startswith(tuple(tables))
+                if not name.startswith(elsewhere)
             }
         missing, unexpected = network.load_state_dict(held, strict=False)
         assert not unexpected, unexpected
-        assert all(name.startswith(tuple(tables)) for name in missing), missing
+        assert all(name.startswith(elsewhere) for name in missing), missing
         if rows:
             restore_adagrad_(network, load_file(folder / SUMS))
         if self.vectors is not None and network.attention is not None:

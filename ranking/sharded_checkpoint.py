@@ -34,6 +34,7 @@ from ranking.checkpoint import (
     write_manifest,
 )
 from ranking.sharded_tables import Shard, ShardedTables
+from ranking.training_checkpoints import before
 
 FORMAT = 3
 DENSE = "dense.safetensors"
@@ -45,8 +46,8 @@ class ReadCheckpoint:
 
     dense: dict[str, Tensor]
     """Tensors that all ranks share."""
-    best: list[Tensor] | None
-    """What this rank's shards were at the best check, in their order; None before there is one."""
+    best: list[Tensor]
+    """What this rank's shards were at the best check, in their order; empty before there is one."""
     record: dict[str, Any]
 
 
@@ -72,7 +73,7 @@ def write_checkpoint_(
         OSError: If this rank's part could not be written; the checkpoint before remains.
     """
     folder = Path(folder)
-    unfinished, previous = _beside(folder, "part"), _beside(folder, "old")
+    unfinished, previous = folder.with_name(f".{folder.name}.part"), before(folder)
     if ranks.rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -139,7 +140,7 @@ def read_checkpoint_(folder: Path, tables: Sequence[ShardedTables]) -> ReadCheck
             best.append(_fill_(shard, parts.get(number, []), folder, number))
     return ReadCheckpoint(
         dense=load(read_verified(folder, DENSE)),
-        best=[each for each in best if each is not None] if _has_best(parts) else None,
+        best=[each for each in best if each is not None],
         record=manifest["record"],
     )
 
@@ -198,16 +199,10 @@ def _parts(folder: Path) -> dict[int, list[_Part]]:
     return parts
 
 
-def _has_best(parts: Mapping[int, Sequence[_Part]]) -> bool:
-    return any(part.has_best for each in parts.values() for part in each)
-
-
 def _fill_(shard: Shard, parts: Sequence[_Part], folder: Path, number: int) -> Tensor | None:
     """Copy the overlap of every written part with this shard; return its best weights, if any."""
     rows, columns = shard.weight_SD.shape
-    best_SD = (
-        torch.empty_like(shard.weight_SD, device="cpu") if _has_best({number: parts}) else None
-    )
+    best_SD = torch.empty(rows, columns) if any(part.has_best for part in parts) else None
     covered = 0
     shard.momentum_S.zero_()
     for part in parts:
@@ -254,13 +249,9 @@ def _save_(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _beside(folder: Path, kind: str) -> Path:
-    return Path(folder).with_name(f".{Path(folder).name}.{kind}")
-
-
 def _complete(folder: Path) -> Path:
     """The folder, or the one before it where a kill came between two renames."""
-    previous = _beside(folder, "old")
+    previous = before(folder)
     return previous if previous.exists() and not Path(folder).exists() else Path(folder)
 
 

@@ -298,8 +298,7 @@ class ShardedTraining:
             value.copy_(tensors[f"average.{name}"])
         if any(name.startswith("best.") for name in tensors):
             dense = {name: tensors[f"best.{name}"] for name in self._dense_state()}
-            # A network without id tables has no shards.
-            self.best = {"dense": dense, "shards": found.best or []}
+            self.best = {"dense": dense, "shards": found.best}
         self.step, self.stopped = int(record["step"]), record["stopped"]
         self.losses = self._own_losses(record["losses"])
         self.checks = [Check(**check) for check in record["checks"]]

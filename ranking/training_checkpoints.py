@@ -151,11 +151,14 @@ def kept_in(folder: Path, job: FitJob, network: nn.Module) -> Checkpoints:
 
 
 def left_by_ranks(folder: Path) -> bool:
-    """Whether ranks of a torchrun job have left a state in the folder of a training.
+    """Whether ranks of a torchrun job have left a state in the folder of a training."""
+    at = Path(folder) / RANKS_STATE
+    return at.is_dir() or before(at).is_dir()
 
-    Between two renames the one before lies beside its place.
-    """
-    return any((Path(folder) / name).is_dir() for name in (RANKS_STATE, f".{RANKS_STATE}.old"))
+
+def before(state: Path) -> Path:
+    """Return where the state before lies, between the two renames that put one in its place."""
+    return Path(state).with_name(f".{Path(state).name}.old")
 
 
 def identity_of(job: FitJob, network: nn.Module) -> dict[str, Any]:

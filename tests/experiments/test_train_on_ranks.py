@@ -4,9 +4,7 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors.torch import load_file
 from experiments import commands, schedule_trainings
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
+from experiments.torchrun import torchrun
 from features.build import build_features
 from ranking import fit_leader
 from ranking.tower import TowerConfig
@@ -82,12 +81,8 @@ def train(world, built, tmp_path):
         )
         settings = tmp_path / f"{name}.json"
         settings.write_text(config.model_dump_json())
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", f"--master-port={port}"]
         return subprocess.Popen(
-            [sys.executable, *words, str(script), str(settings)],
+            torchrun(2, script, settings),
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -142,8 +137,7 @@ def test_a_training_whose_first_rank_died_goes_on_to_the_same_bits(train, tmp_pa
 
 def test_ranks_train_the_models_of_a_comparison_together(world, built, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "experiments", "compare", "--no-placebos"]
+    command = torchrun(2, "-m", "experiments", "compare", "--no-placebos")
     command += ["--data", world, "--features", built, "--out", out, "--no-track"]
     command += ["--variants", "production", "full_rank", "logistic", "--tower.max-epochs", "1"]
     done = subprocess.run(

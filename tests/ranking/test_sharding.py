@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from embeddings.ranks import Ranks
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
+from experiments.torchrun import torchrun
 from experiments.verify_sharding import _whole, verify_sharding
 from ranking import sharded_checkpoint
 from ranking import sharded_tables as sharded_tables_module
@@ -80,13 +79,8 @@ def job_folder(shop, tmp_path_factory):
 
 def start(ranks, job, state, steps):
     """Start ``ranking.sharding_check`` on so many ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    words += [f"--master-port={port}", "-m", "ranking.sharding_check"]
     return subprocess.Popen(
-        [sys.executable, *words, str(job), str(state), str(steps)],
+        torchrun(ranks, "-m", "ranking.sharding_check", job, state, steps),
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
