@@ -8,7 +8,6 @@ Shape letters: Q queries, D embedding size, K neighbours, N rows added at a time
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from embeddings.exact_search import BLOCK_ROWS, Neighbours, retention, search_exactly
 from embeddings.store import VectorStore, publish_, refuse_other_encoder
+from features.file_sum import file_sha256
 
 if TYPE_CHECKING:
     from usearch.index import Index
@@ -144,7 +144,7 @@ class ApproximateIndex:
                 expansion_add=config.expansion_add,
                 expansion_search=config.expansion_search,
                 usearch_version=usearch.__version__,
-                index_sha256=_sha256(unfinished / INDEX),
+                index_sha256=file_sha256(unfinished / INDEX),
                 recall=recall,
             )
             content = json.dumps(asdict(manifest), indent=1)
@@ -177,7 +177,7 @@ class ApproximateIndex:
                 f"one ({store.fingerprint[:12]}); was the catalogue embedded again? Build the "
                 "index again"
             )
-        if not (folder / INDEX).is_file() or _sha256(folder / INDEX) != manifest.index_sha256:
+        if not (folder / INDEX).is_file() or file_sha256(folder / INDEX) != manifest.index_sha256:
             raise ValueError(
                 f"{folder / INDEX} does not have the SHA-256 of its manifest: it was damaged or "
                 "replaced; build the index again"
@@ -253,8 +253,3 @@ def _usearch() -> Any:
             "pip install 'adtower[index]'"
         ) from error
     return usearch
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from embeddings.store import publish_
+from embeddings.tensor_file import write_tensors_
+from features.file_sum import file_sha256
 
 FORMAT = "adtower-dashclip-2"
 RECORD = "model.json"
@@ -58,9 +60,9 @@ def write_(
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, unfinished / WEIGHTS)
+        write_tensors_(unfinished / WEIGHTS, tensors)
         (unfinished / TOKENIZER).write_text(tokenizer, encoding="utf-8")
-        sha256 = {name: _sha256(unfinished / name) for name in (WEIGHTS, TOKENIZER)}
+        sha256 = {name: file_sha256(unfinished / name) for name in (WEIGHTS, TOKENIZER)}
         content = {"format": layout, "sha256": sha256, **record}
         (unfinished / RECORD).write_text(json.dumps(content, indent=1), encoding="utf-8")
         publish_(unfinished, folder)
@@ -92,17 +94,10 @@ def read(folder: Path, layout: str = FORMAT) -> tuple[dict[str, Tensor], str, di
     record = read_record(folder, layout)
     if record is None:
         raise ValueError(f"{folder} has no {RECORD}, so it holds no model")
-    content: dict[str, bytes] = {}
     for name, expected in record["sha256"].items():
-        content[name] = (folder / name).read_bytes()
-        if hashlib.sha256(content[name]).hexdigest() != expected:
+        if file_sha256(folder / name) != expected:
             raise ValueError(
                 f"{folder / name} does not have the SHA-256 of its record: the file was damaged "
                 "or replaced; train the stage again"
             )
-    return load(content[WEIGHTS]), content[TOKENIZER].decode(), record
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return load_file(folder / WEIGHTS), (folder / TOKENIZER).read_bytes().decode(), record

@@ -6,7 +6,6 @@ replaced last and atomically, so a kill at any moment leaves the state before or
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -14,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from embeddings.tensor_file import write_tensors_
+from features.file_sum import file_sha256
 
 RECORD = "state.json"
 
@@ -32,10 +34,9 @@ def write_state_(folder: Path, tensors: Mapping[str, Tensor], record: Mapping[st
         OSError: If the disk is full; the state before remains.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     name = f"state-{record['step']}.safetensors"
-    _write_whole_(folder / name, content)
-    full = {**record, "file": name, "sha256": hashlib.sha256(content).hexdigest()}
+    write_tensors_(folder / name, tensors)
+    full = {**record, "file": name, "sha256": file_sha256(folder / name)}
     _write_whole_(folder / RECORD, json.dumps(full).encode())
     for old in folder.glob("state-*.safetensors"):
         if old.name != name:
@@ -45,6 +46,8 @@ def write_state_(folder: Path, tensors: Mapping[str, Tensor], record: Mapping[st
 def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Read the state in ``folder``, or None if there is none.
 
+    Tensors are read from the file as they are touched; what is written into them stays in memory.
+
     Raises:
         ValueError: If a file was damaged.
     """
@@ -53,17 +56,17 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        content = (folder / record["file"]).read_bytes()
+        found = file_sha256(folder / record["file"])
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{folder} holds a damaged training state ({error}); remove the folder to train anew"
         ) from error
-    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+    if found != record["sha256"]:
         raise ValueError(
             f"{folder / record['file']} does not have the SHA-256 of its record: the file was "
             "damaged; remove the folder to train anew"
         )
-    return load(content), record
+    return load_file(folder / record["file"]), record
 
 
 def read_state_of(

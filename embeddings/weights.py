@@ -6,11 +6,12 @@ other weights than its record tells.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from features.file_sum import file_sha256
 
 MINILM = "minilm"
 MINILM_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
@@ -120,8 +121,7 @@ def _checkpoint(path: Path, source: str, side: str) -> ResolvedWeights:
                 f"the checkpoint {path} has no {name}; save it with save_pretrained (model"
                 f"{' and fast tokenizer' if side == 'text' else ''}), safetensors only, in one file"
             )
-    with (path / "model.safetensors").open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(path / "model.safetensors")
     return ResolvedWeights(path=path, source=f"{source} (sha256 {sha256[:12]})", sha256=sha256)
 
 

@@ -117,9 +117,9 @@ class CapacityPlan:
     rank_gib: float
     """What the fullest rank holds while it trains: its part of the tables, on processors also as it
     was at the best check, and the dense weights."""
-    first_rank_gib: float
-    """What the first rank holds in the processor's memory at the end, to score and to save: all
-    tables, and beside them its own part on processors."""
+    disk_gib: float
+    """What the folder of the run takes up on a disk at most: two states, as one is written beside
+    the one before, and where there are several ranks all tables as they begin."""
     memory_gib: float
     """What a rank may use."""
     one_machine: bool
@@ -131,13 +131,10 @@ class CapacityPlan:
     hours: float
     """Of one pass."""
 
-    first_rank_fits: bool
-    """Whether its machine has that much, as far as that is known."""
-
     @property
     def feasible(self) -> bool:
-        """Whether the ranks asked for can hold the tables, and the first one all at the end."""
-        return self.shards is not None and self.first_rank_fits
+        """Whether the ranks asked for can hold the tables."""
+        return self.shards is not None
 
     def by_table(self) -> list[tuple[str, str, str, int]]:
         """Table, kind of sharding, ranks that hold it, and its rows."""
@@ -154,13 +151,6 @@ class CapacityPlan:
 
     def verdict(self) -> str:
         """One sentence."""
-        if self.shards is not None and not self.first_rank_fits:
-            return (
-                f"the first rank holds all tables at the end, to score and to save, "
-                f"{self.first_rank_gib:.1f} GiB with its own part, and its machine has no room for "
-                "them: take fewer ranks a machine or a larger one, hash large features into fewer "
-                "rows, or make embeddings narrower"
-            )
         if self.shards is None:
             return (
                 f"the tables need {self.table_gib:.1f} GiB and do not fit ranks of "
@@ -168,13 +158,11 @@ class CapacityPlan:
                 "rows, or make embeddings narrower"
             )
         where = "one machine is enough" if self.one_machine else "one machine is not enough"
-        at_the_end = ""
-        if len({shard.rank for shard in self.shards}) > 1:
-            at_the_end = f", the first one's machine {self.first_rank_gib:.2f} at the end"
         return (
             f"{where}: tables {self.table_gib:.2f} GiB, rows {self.data_gib:.2f} GiB; the fullest "
-            f"rank holds {self.rank_gib:.2f} of {self.memory_gib:.1f} GiB{at_the_end}; a pass "
-            f"takes {self._duration()} at {self.rows_per_second:,.0f} rows a second"
+            f"rank holds {self.rank_gib:.2f} of {self.memory_gib:.1f} GiB, the run takes up to "
+            f"{self.disk_gib:.2f} on disk; a pass takes {self._duration()} at "
+            f"{self.rows_per_second:,.0f} rows a second"
         )
 
     def _duration(self) -> str:
@@ -182,7 +170,7 @@ class CapacityPlan:
 
     def to_metrics(self) -> dict[str, float]:
         """Return the figures, flat."""
-        names = ("table_gib", "dense_gib", "data_gib", "rank_gib", "first_rank_gib")
+        names = ("table_gib", "dense_gib", "data_gib", "rank_gib", "disk_gib")
         names += ("rows_per_second", "hours")
         figures = {name: float(getattr(self, name)) for name in names}
         flags = {"feasible": float(self.feasible), "one_machine": float(self.one_machine)}
@@ -220,22 +208,15 @@ def make_plan(
     row_bytes = config.row_bytes or 4 * (len(sizes) + config.dense + 1)
     data_gib = config.rows * row_bytes / GIB
     # The weights of the best check are kept in the memory of the processor.
-    best_gib = 0.0
+    best_gib = sum(4 * rows * width for rows in sizes.values()) / GIB
     held = Counter[int]()
     for shard in found or ():
         held[shard.rank] += shard.bytes
         if config.device == "cpu":
             held[shard.rank] += shard.weight_bytes
-            best_gib += shard.weight_bytes / GIB
     fullest = max(held.values(), default=0) / GIB + dense_gib
     if found is not None and fullest > a_rank:
         found = None
-    first_gib = table_gib + dense_gib
-    if config.device == "cpu" and config.ranks > 1:
-        first_gib += sum(shard.bytes for shard in found or () if shard.rank == 0) / GIB
-    # Of a machine with GPUs only their memory is told.
-    others_gib = (config.ranks_per_machine - 1) * fullest
-    first_fits = config.device == "cuda" or first_gib + others_gib <= config.memory_gib
     speed, measured_with = config.rows_per_second, 1
     if speed is None:
         speed = (measure or measured_speed)(config)
@@ -249,10 +230,9 @@ def make_plan(
         dense_gib=dense_gib,
         data_gib=data_gib,
         rank_gib=fullest,
-        first_rank_gib=first_gib,
-        first_rank_fits=first_fits,
+        disk_gib=2 * (table_gib + best_gib + dense_gib) + (config.ranks > 1) * table_gib,
         memory_gib=a_rank,
-        one_machine=found is not None and first_fits and whole <= config.memory_gib,
+        one_machine=found is not None and whole <= config.memory_gib,
         rows_per_second=speed,
         measured=config.rows_per_second is None,
         hours=config.rows / speed / 3600,

@@ -9,7 +9,7 @@ import polars as pl
 
 from embeddings.relevance_split import split_relevance
 from embeddings.soft_labels import CHANCE_COLUMNS
-from ranking.checkpoint import file_sha256
+from features.file_sum import file_sha256
 
 NEEDED = ("query_id", "product_id", "label", "source")
 

@@ -9,7 +9,6 @@ Shape letters: N rows.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from features.build_checks import refuse_repeated_rows, refuse_wrong_columns, re
 from features.columns import canonical
 from features.dataset import Dataset
 from features.feature_spec import OUTCOMES, SIDE_TABLE_KEYS
+from features.file_sum import file_sha256
 from features.history import purchases_of
 from features.leak_guards import key_rates, refuse_outcomes_before_their_cause, rows_like_rates
 from features.leaks import RATED_IDS, numbers_of_the_log
@@ -270,8 +270,7 @@ def write_block(
 
 def sum_file(path: str) -> dict[str, Any]:
     """Return the SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"sha256": file_sha256(Path(path))}
 
 
 def final_key(row_N: NDArray[np.integer], part: str, seed: int) -> NDArray[np.uint64]:

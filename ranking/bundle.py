@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ranking.checkpoint import file_sha256
+from features.file_sum import file_sha256
 from ranking.contract import InputSignature
 from ranking.onnx_file import read_onnx
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from features.file_sum import file_sha256
+
 MANIFEST = "manifest.json"
 
 
@@ -88,14 +90,21 @@ def read_verified(folder: Path, name: str) -> bytes:
     Raises:
         ValueError: If the file is missing, unlisted or changed.
     """
-    folder = Path(folder)
-    expected = read_manifest(folder)["sha256"].get(name)
-    path = folder / name
-    if expected is None or not path.is_file():
-        raise ValueError(f"{path} is missing or not in {MANIFEST}; was the folder copied whole?")
+    path, expected = _listed(Path(folder), name)
     content = path.read_bytes()
     _same_sum(path, expected, hashlib.sha256(content).hexdigest())
     return content
+
+
+def verified_file(folder: Path, name: str) -> Path:
+    """Return the path of one file that is too large to read at once, as ``read_verified``.
+
+    Raises:
+        ValueError: If the file is missing, unlisted or changed.
+    """
+    path, expected = _listed(Path(folder), name)
+    _same_sum(path, expected, file_sha256(path))
+    return path
 
 
 def verify_folder(folder: Path) -> dict[str, Any]:
@@ -117,10 +126,13 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _listed(folder: Path, name: str) -> tuple[Path, str]:
+    """The path of a file that is there, and the SHA-256 that it should have."""
+    expected = read_manifest(folder)["sha256"].get(name)
+    path = folder / name
+    if expected is None or not path.is_file():
+        raise ValueError(f"{path} is missing or not in {MANIFEST}; was the folder copied whole?")
+    return path, expected
 
 
 def _same_sum(path: Path, expected: str, found: str) -> None:

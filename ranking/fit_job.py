@@ -19,18 +19,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from embeddings.tensor_file import write_tensors_
 from features.array_record import map_record, write_record
 from features.embedding_join import Vectors
 from features.examples import Examples
 from ranking.checkpoint import verify_folder, write_manifest
 from ranking.contract import InputSignature
-from ranking.fused_tables import FirstRows, id_tables, without_rows
+from ranking.fused_tables import FirstRows, id_tables
 from ranking.inputs import ExampleTensors, FrozenVectors
 from ranking.model import ClickNetwork
 from ranking.network import build_network
+from ranking.row_memory import without_rows
 from ranking.tower_config import TowerConfig
 from ranking.warm_start import adagrad_tensors, restore_adagrad_
 
@@ -80,9 +82,8 @@ class FitJob:
             write_record(self.vectors, folder / "vectors")
         np.save(folder / "outcome.npy", self.outcome_N)
         np.save(folder / "label.npy", self.label_N)
-        state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        save_file(state, folder / WEIGHTS)
-        save_file(adagrad_tensors(network), folder / SUMS)
+        write_tensors_(folder / WEIGHTS, network.state_dict())
+        write_tensors_(folder / SUMS, adagrad_tensors(network))
         (folder / "job.json").write_text(json.dumps(settings), encoding="utf-8")
         write_manifest(folder)
 

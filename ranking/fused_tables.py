@@ -16,8 +16,7 @@ Source: Naumov et al. 2020, arXiv:2003.09518 (row-wise Adagrad); fbgemm's table-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Self
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ranking.layers import lowered_dtype, side_by_side
+from ranking.row_memory import new_rows
 from ranking.step_kernels import StepKernels, step_kernels
 
 # Rows of an id table start at this deviation: small enough that an id seen once says little.
@@ -37,19 +37,6 @@ EPSILON = 1e-8
 
 FirstRows = Callable[[int, slice, slice], tuple[Tensor, Tensor]]
 """From table, rows and columns to the weights that those begin with, and their rows' sums."""
-
-_WITHOUT_ROWS: list[bool] = []
-"""Not empty inside ``without_rows``."""
-
-
-@contextmanager
-def without_rows() -> Iterator[None]:
-    """Build id tables that have sizes and names and no rows: other ranks hold those."""
-    _WITHOUT_ROWS.append(True)
-    try:
-        yield
-    finally:
-        _WITHOUT_ROWS.pop()
 
 
 class FusedTables(nn.Module):
@@ -94,12 +81,12 @@ class FusedTables(nn.Module):
 
     def release_(self) -> None:
         """Give the memory of all rows back, and with it what they have learned."""
-        self._rows.take_("meta")
+        self._rows.release_()
         self._cut_()
 
     def hold_again_(self) -> None:
-        """Take memory for all rows again; they are undefined until they are written."""
-        self._rows.take_("cpu")
+        """Take room for all rows again; they are undefined until they are written."""
+        self._rows.hold_again_()
         self._cut_()
 
     def _cut_(self) -> None:
@@ -178,9 +165,7 @@ class _Rows:
     """The rows of all tables end to end, their accumulators, and what fbgemm asks to know."""
 
     def __init__(self, sizes: Sequence[int], width: int, learning_rate: float) -> None:
-        device = "meta" if _WITHOUT_ROWS else "cpu"
-        self.weight_VE = torch.empty(sum(sizes), width, device=device)
-        self.sum_V = torch.zeros(sum(sizes), device=device)
+        self.weight_VE, self.sum_V = new_rows(sum(sizes), width), new_rows(sum(sizes))
         self.learning_rate = torch.tensor(float(learning_rate))
         self.hook = torch.zeros(0, requires_grad=True)
         """What makes autograd call ``_Lookup.backward``: no gradient is returned for the rows."""
@@ -193,13 +178,15 @@ class _Rows:
         self.first_number_F = self.first_F * width
         self.on_host = torch.full((len(sizes),), EmbeddingLocation.HOST.value, dtype=torch.int32)
 
-    def take_(self, device: str) -> None:
-        """Let the rows and their sums lie on a device, undefined; on "meta" they take no memory."""
-        shape = self.weight_VE.shape
-        # What was there goes first.
-        del self.weight_VE, self.sum_V
-        self.weight_VE = torch.empty(shape, device=device)
-        self.sum_V = torch.zeros(len(self.weight_VE), device=device)
+    def release_(self) -> None:
+        """Keep the shapes of rows and sums, and nothing in them."""
+        self.weight_VE = torch.empty(self.weight_VE.shape, device="meta")
+        self.sum_V = torch.empty(self.sum_V.shape, device="meta")
+
+    def hold_again_(self) -> None:
+        """Take room for rows and sums."""
+        self.weight_VE = new_rows(*self.weight_VE.shape)
+        self.sum_V = new_rows(*self.sum_V.shape)
 
     def learn_(self, sparse_BF: Tensor, grad_BW: Tensor) -> None:
         """Update the rows that were looked up.

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors import safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from embeddings.ranks import Ranks
+from embeddings.tensor_file import write_tensors_
+from features.file_sum import file_sha256
 from ranking.checkpoint import (
-    file_sha256,
     read_manifest,
     read_verified,
     verify_folder,
@@ -79,10 +80,10 @@ def write_checkpoint_(
         unfinished.mkdir(parents=True)
     ranks.agree(0)
     try:
-        _save_(_rank_tensors(tables, best), unfinished / f"rank-{ranks.rank:05d}.safetensors")
+        own = unfinished / f"rank-{ranks.rank:05d}.safetensors"
+        write_tensors_(own, _rank_tensors(tables, best))
         if ranks.rank == 0:
-            content = {name: tensor.detach().cpu().contiguous() for name, tensor in dense.items()}
-            _save_(content, unfinished / DENSE)
+            write_tensors_(unfinished / DENSE, dense)
     except OSError:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -111,10 +112,10 @@ def _rank_tensors(
     tensors = {}
     for place, (number, shard) in enumerate(_numbered(tables)):
         name = f"table-{number}-{shard.row}-{shard.column}"
-        tensors[f"{name}.weight"] = shard.weight_SD.detach().cpu().contiguous()
-        tensors[f"{name}.momentum"] = shard.momentum_S.detach().cpu().contiguous()
+        tensors[f"{name}.weight"] = shard.weight_SD
+        tensors[f"{name}.momentum"] = shard.momentum_S
         if best is not None:
-            tensors[f"{name}.best"] = best[place].detach().cpu().contiguous()
+            tensors[f"{name}.best"] = best[place]
     return tensors
 
 
@@ -235,18 +236,6 @@ def _fill_(shard: Shard, parts: Sequence[_Part], folder: Path, number: int) -> T
             "this rank needs; was a rank's file left behind?"
         )
     return best_SD
-
-
-def _save_(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
 
 
 def _complete(folder: Path) -> Path:

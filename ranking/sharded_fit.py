@@ -27,6 +27,7 @@ from ranking.fit_job import FitJob, first_rows
 from ranking.fit_leader import LEADERS
 from ranking.fused_tables import id_tables
 from ranking.model import ClickNetwork
+from ranking.row_memory import rows_in_file
 from ranking.sample_weights import sample_weights
 from ranking.sharded_checkpoint import read_record
 from ranking.sharded_tables import ShardedTables
@@ -97,6 +98,9 @@ def _refuse_foreign_state(folder: Path, identity: Mapping[str, Any]) -> None:
 def leading(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Let the fits of the first rank be carried out by all of them, and release them at the end.
 
+    Only the first rank ever holds whole tables, and large ones in files: its machine needs no more
+    memory than the others'.
+
     Args:
         folder: For jobs, on storage that all ranks share; removed at the end.
         ranks: The open group.
@@ -109,7 +113,8 @@ def leading(folder: Path, ranks: Ranks) -> Iterator[None]:
     LEADERS.append(leader)
     failed = True
     try:
-        yield
+        with rows_in_file(folder):
+            yield
         failed = False
     finally:
         LEADERS.pop()

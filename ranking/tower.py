@@ -15,22 +15,28 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file
 
+from embeddings.tensor_file import write_tensors_
 from features.embedding_join import Vectors, derived_features, gather_vectors
 from features.examples import Examples
 from ranking.attention import history_columns, history_rows
-from ranking.checkpoint import published_folder, read_verified, write_manifest
+from ranking.checkpoint import (
+    published_folder,
+    read_verified,
+    verified_file,
+    write_manifest,
+)
 from ranking.contract import InputSignature, Progress, check_examples, check_fit_inputs
 from ranking.entire_space import log_p_click_and_buy, outcomes
 from ranking.fit_job import FitJob
 from ranking.fit_leader import current_leader
-from ranking.fused_tables import FusedTables, TableGroup
+from ranking.fused_tables import FusedTables, TableGroup, id_tables
 from ranking.inputs import ExampleTensors, FrozenVectors, slices
 from ranking.model import ClickNetwork
 from ranking.network import build_network
 from ranking.position import POSITION_COLUMN, position_column
+from ranking.row_memory import without_rows
 from ranking.sample_weights import sample_weights
 from ranking.semantic_ids import ResidualCodebook, with_semantic_ids
 from ranking.tower_config import TowerConfig
@@ -41,6 +47,8 @@ from ranking.warm_start import adagrad_tensors, carry_over_, restore_adagrad_
 
 # Enough rows for a mean and a deviation to three digits, few enough to cost nothing.
 _STATISTICS_ROWS = 65_536
+
+WEIGHTS, SUMS = "weights.safetensors", "adagrad.safetensors"
 
 
 class TowerRanker:
@@ -196,13 +204,10 @@ class TowerRanker:
             "precision": self.precision_,
             "history_rows": self.history_rows_,
         }
-        state = {k: v.detach().contiguous() for k, v in self.network_.state_dict().items()}
         with published_folder(Path(folder)) as temporary:
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            (temporary / "weights.safetensors").write_bytes(save_tensors(state))
-            (temporary / "adagrad.safetensors").write_bytes(
-                save_tensors(adagrad_tensors(self.network_))
-            )
+            write_tensors_(temporary / WEIGHTS, self.network_.state_dict())
+            write_tensors_(temporary / SUMS, adagrad_tensors(self.network_))
             if self.codebook_ is not None:
                 arrays = {"centroid": self.codebook_.centroid_LKD}
                 (temporary / "semantic_ids.safetensors").write_bytes(save_arrays(arrays))
@@ -226,10 +231,12 @@ class TowerRanker:
             arrays = load_arrays(read_verified(Path(folder), "semantic_ids.safetensors"))
             model.codebook_ = ResidualCodebook(centroid_LKD=arrays["centroid"])
         # The weights drawn here are overwritten at once; the caller's generator is left alone.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_rows():
             network, _ = build_network(model.config, model.signature_, model.history_rows_)
-        network.load_state_dict(load_tensors(read_verified(Path(folder), "weights.safetensors")))
-        restore_adagrad_(network, load_tensors(read_verified(Path(folder), "adagrad.safetensors")))
+        for _, tables in id_tables(network):
+            tables.hold_again_()
+        network.load_state_dict(load_file(verified_file(Path(folder), WEIGHTS)))
+        restore_adagrad_(network, load_file(verified_file(Path(folder), SUMS)))
         model.network_ = network.eval()
         return model
 

@@ -72,9 +72,9 @@ def carry_over_(network: ClickNetwork, signature: InputSignature, earlier: Tower
 
 
 def adagrad_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return Adagrad's sums of all id tables of a network, by name."""
+    """Return Adagrad's sums of all id tables of a network by name: they are what learns."""
     return {
-        f"{group}.{number}": sum_V.detach().clone()
+        f"{group}.{number}": sum_V
         for group, (_, tables) in enumerate(id_tables(network))
         for number, sum_V in enumerate(tables.accumulators())
     }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from features.file_sum import file_sha256
 from ranking.baselines import (
     BaseRate,
     LightGBMConfig,
@@ -14,7 +15,6 @@ from ranking.baselines import (
     LogisticRegression,
     LogisticRegressionConfig,
 )
-from ranking.checkpoint import file_sha256
 from ranking.contract import load_click_model
 from ranking.metrics import auc
 from ranking.tower import TowerConfig, TowerRanker

@@ -38,6 +38,7 @@ from embeddings.product_groups import product_groups
 from embeddings.queue import KeyQueue
 from embeddings.ranks import Ranks
 from embeddings.stage1 import Stage1Config, _initial_model, train_stage1
+from embeddings.tensor_file import write_tensors_
 from embeddings.text import product_texts, tokenize
 from embeddings.weights import find_image_weights, find_text_weights
 
@@ -505,15 +506,14 @@ def test_a_full_disk_leaves_the_state_before(products, config, tmp_path, monkeyp
     monkeypatch.setattr(image_text_training, "STATE_SECONDS", 0.0)
     written = []
 
-    def full(path, content):
-        if len(written) >= 4:
+    def full(path, tensors):
+        if len(written) >= 2:
             raise OSError(28, "No space left on device")
         written.append(path.name)
-        original(path, content)
+        write_tensors_(path, tensors)
 
-    original = image_text_training.training_state._write_whole_
     with monkeypatch.context() as patch:
-        patch.setattr(image_text_training.training_state, "_write_whole_", full)
+        patch.setattr(image_text_training.training_state, "write_tensors_", full)
         with pytest.raises(OSError, match="No space left"):
             train_stage1(products, config, seed=0, out=tmp_path / "m")
     steps = []

@@ -30,7 +30,10 @@ def test_memory_and_hours_by_hand():
     # And the weights of the best check.
     best_gib = 2_001_000 * 8 * 4 / 1024**3
     assert plan.rank_gib == pytest.approx(plan.table_gib + best_gib + plan.dense_gib)
-    assert plan.first_rank_gib == pytest.approx(plan.table_gib + plan.dense_gib)
+    # Two states, the second written beside the first.
+    whole_gib = plan.table_gib + best_gib + plan.dense_gib
+    assert plan.disk_gib == pytest.approx(2 * whole_gib)
+    assert f"up to {plan.disk_gib:.2f} on disk" in plan.verdict()
     assert "one machine is enough" in plan.verdict()
     assert "a pass takes 1.0 hours at 1,000 rows a second" in plan.verdict()
     assert "a pass takes 30.0 minutes" in make_plan(config(rows=1.8e6)).verdict()
@@ -44,30 +47,16 @@ def test_ranks_share_tables_and_speed():
     assert four.rank_gib < alone.rank_gib
     assert four.memory_gib == alone.memory_gib / 2
     assert {row[0] for row in four.by_table()} == {f"f{number}" for number in range(4)}
-    # The first rank brings all tables together at the end, beside its own.
-    assert four.first_rank_gib == pytest.approx(alone.table_gib * 5 / 4 + four.dense_gib)
-    assert f"the first one's machine {four.first_rank_gib:.2f} at the end" in four.verdict()
-    assert "first one's" not in alone.verdict()
-    assert four.to_metrics()["first_rank_gib"] == four.first_rank_gib
-
-
-def test_a_first_rank_without_room_for_all_tables_is_said():
-    tables = tuple(f"f{number}=1e6" for number in range(4))
-    asked = {"tables": tables, "ranks": 4, "ranks_per_machine": 2}
-    need = make_plan(config(**asked))
-    # Its own four parts, the whole, and what the other rank of its machine holds.
-    exactly = need.first_rank_gib + need.rank_gib
-    assert make_plan(config(**asked, memory_gib=exactly + 0.001)).feasible
-    plan = make_plan(config(**asked, memory_gib=exactly - 0.001))
-    assert plan.shards is not None and not plan.feasible and not plan.one_machine
-    assert "the first rank holds all tables at the end" in plan.verdict()
+    # The first rank writes the tables as they begin for the others.
+    assert four.disk_gib == pytest.approx(alone.disk_gib + alone.table_gib)
+    assert four.to_metrics()["disk_gib"] == four.disk_gib
 
 
 def test_gpus_keep_no_best_weights_and_their_machine_is_not_judged():
     asked = {"tables": ("a=1e6",), "device": "cuda", "ranks": 1, "memory_gib": 0.1}
     plan = make_plan(config(**asked))
     assert plan.rank_gib == pytest.approx(plan.table_gib + plan.dense_gib)
-    assert plan.feasible and plan.first_rank_fits
+    assert plan.feasible
 
 
 def test_too_much_for_one_machine_is_said():

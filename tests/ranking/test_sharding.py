@@ -17,21 +17,23 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from embeddings import tensor_file
 from embeddings.ranks import Ranks
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
 from experiments.torchrun import torchrun
 from experiments.verify_sharding import _whole, verify_sharding
-from ranking import sharded_checkpoint
+from ranking import row_memory
 from ranking import sharded_tables as sharded_tables_module
 from ranking.checkpoint import write_manifest
 from ranking.fit_job import FitJob
+from ranking.fit_leader import current_leader
 from ranking.fused_tables import FusedTables, TableGroup, id_tables
 from ranking.metrics import log_loss_nats
 from ranking.model import ClickNetwork
 from ranking.sample_weights import sample_weights
 from ranking.sharded_checkpoint import same_checkpoint
-from ranking.sharded_fit import Leader, sharded_tables, train_together
+from ranking.sharded_fit import Leader, leading, sharded_tables, train_together
 from ranking.sharded_tables import ShardedTables
 from ranking.sharded_training import ShardedTraining
 from ranking.sharding_plan import PlannedShard, plan_tables
@@ -444,20 +446,39 @@ def test_ranks_and_one_process_refuse_each_others_states(
     assert leader.jobs == 1, "no rank was asked"
 
 
+def test_the_first_rank_brings_tables_together_in_a_file(
+    job_folder, dropping, group_of_one, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(row_memory, "MAPPED_BYTES", 0)
+    here = dropping.network(job_folder)
+    checks = train_together(dropping, here, group_of_one)
+    with leading(tmp_path / "jobs", group_of_one):
+        there = dropping.network(job_folder)
+        leader = current_leader()
+        assert leader is not None and leader.train(dropping, there, None, None) == checks
+        tables = [table for _, group in id_tables(there) for table in group.weights()]
+        assert tables and all(table.untyped_storage().filename for table in tables)
+        assert list((tmp_path / "jobs").iterdir()) == []
+    one, two = here.state_dict(), there.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one), "still there to be scored with"
+    table = next(group.weights()[0] for _, group in id_tables(dropping.network(job_folder)))
+    assert table.untyped_storage().filename is None, "what comes later lies in memory again"
+
+
 def test_a_full_disk_is_said_and_leaves_the_state_before(
     job_folder, dropping, group_of_one, tmp_path, monkeypatch
 ):
-    save_file = sharded_checkpoint.save_file
+    save_file = tensor_file.save_file
 
     def full(tensors, path):
         if len(wrote) == 5:
-            Path(path).write_bytes(b"half")
+            path.write_bytes(b"half")
             raise SafetensorError("I/O error: No space left on device")
         wrote.append(path)
         save_file(tensors, path)
 
     wrote = []
-    monkeypatch.setattr(sharded_checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
     kept = {"checkpoint": tmp_path / "state", "cadence": Cadence(every_steps=1)}
     with pytest.raises(ValueError, match=r"checkpoint of step 3 could not .* No space left"):
         train_together(dropping, dropping.network(job_folder), group_of_one, **kept)
@@ -475,7 +496,7 @@ def test_adagrads_sums_come_with_the_tables_and_go_back_with_them(job_folder, gr
     tables = [each for each in network.modules() if isinstance(each, FusedTables)]
     for number, sum_V in enumerate(TableGroup(*tables).accumulators()):
         sum_V.uniform_(number + 1.0, number + 2.0)
-    before = adagrad_tensors(network)
+    before = {name: sum_V.clone() for name, sum_V in adagrad_tensors(network).items()}
     with sharded_tables(network, job.config, group_of_one):
         shards = [shard for table in sharded(network) for shard in table.shards()]
         assert min(float(shard.momentum_S.min()) for shard in shards) >= 1.0

@@ -1,6 +1,5 @@
 """A killed training goes on to the same bits; states of other trainings are refused."""
 
-import errno
 import hashlib
 import os
 import signal
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
-from embeddings import training_state
+from embeddings import tensor_file
 from ranking.tower import TowerConfig, TowerRanker
 from ranking.training_checkpoints import Cadence, Checkpoints
 
@@ -131,17 +131,15 @@ def test_other_rows_are_refused(small_log, tmp_path, every_step):
 def test_a_full_disk_is_said_and_leaves_the_state_before(
     small_log, tmp_path, every_step, monkeypatch
 ):
-    folder, kept = tmp_path / "state", {}
-    write_whole_ = training_state._write_whole_
+    folder, save_file = tmp_path / "state", tensor_file.save_file
 
-    def full(path, content):
-        if path.name.startswith("state-4."):
-            path.with_name(f".{path.name}.part").write_bytes(content[:10])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_whole_(path, content)
-        kept[path.name] = content
+    def full(tensors, path):
+        if path.name.startswith(".state-4."):
+            path.write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, path)
 
-    monkeypatch.setattr(training_state, "_write_whole_", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
     with pytest.raises(ValueError, match=r"checkpoint of step 4 could not .* No space left"):
         fit(small_log, folder)
     assert sorted(p.name for p in folder.iterdir()) == ["state-3.safetensors", "state.json"]
