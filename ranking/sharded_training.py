@@ -443,7 +443,7 @@ class ShardedTraining:
         """Note whether the last check is the best; drop the rate, or let training be over."""
         decision = self.plateau.observe(self.checks[-1].validation_log_loss_nats)
         if decision == "better":
-            self.best = self._copied_state(self._scoring_state())
+            self._keep_best_()
         elif decision == "drop":
             assert self.best is not None
             self._put_back_(self.best)
@@ -488,12 +488,23 @@ class ShardedTraining:
     def _shards(self) -> list[Shard]:
         return [shard for group in self.tables.values() for shard in group.shards()]
 
-    def _copied_state(self, dense: dict[str, Tensor]) -> dict[str, Any]:
-        """A copy in the memory of the processor, which GPUs have none to spare for."""
-        return {
-            "dense": {name: value.to("cpu", copy=True) for name, value in dense.items()},
-            "shards": [shard.weight_SD.detach().to("cpu", copy=True) for shard in self._shards()],
-        }
+    @torch.no_grad()
+    def _keep_best_(self) -> None:
+        """Copy the weights into the memory of the processor, which GPUs have none to spare for.
+
+        The copy before is written over: beside it there may be no room for another.
+        """
+        dense, shards = self._scoring_state(), [shard.weight_SD for shard in self._shards()]
+        if self.best is None:
+            self.best = {
+                "dense": {name: value.to("cpu", copy=True) for name, value in dense.items()},
+                "shards": [weight_SD.detach().to("cpu", copy=True) for weight_SD in shards],
+            }
+            return
+        for name, kept in self.best["dense"].items():
+            kept.copy_(dense[name])
+        for kept_SD, weight_SD in zip(self.best["shards"], shards, strict=True):
+            kept_SD.copy_(weight_SD)
 
     def _put_back_(self, state: dict[str, Any]) -> None:
         self._put_back_dense_(state["dense"])

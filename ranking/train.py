@@ -269,19 +269,26 @@ class Training:
             return
         decision = self.plateau.observe(self.checks[-1].validation_log_loss_nats)
         if decision == "better":
-            # What no further step can change needs no copy.
-            self.best = {} if last else self._weights_now()
+            if last:
+                # What no further step can change needs no copy.
+                self.best = {}
+            else:
+                self._keep_best_()
         elif decision == "drop":
             self._take_back_best_()
             self._set_rates()
         elif decision == "stop":
             self.stopped = True
 
-    def _weights_now(self) -> dict[str, Tensor]:
-        weights = {f"dense.{name}": value for name, value in self.dense.best_now().items()}
-        tables = [] if self.tables is None else self.tables.weights()
-        copies = {f"table.{n}": weight_VE.detach().clone() for n, weight_VE in enumerate(tables)}
-        return weights | copies
+    @torch.no_grad()
+    def _keep_best_(self) -> None:
+        """Copy the weights, over the copy before: there may be no room for another beside it."""
+        self.best |= {f"dense.{name}": value for name, value in self.dense.best_now().items()}
+        for number, weight_VE in enumerate([] if self.tables is None else self.tables.weights()):
+            name = f"table.{number}"
+            if name not in self.best:
+                self.best[name] = torch.empty_like(weight_VE)
+            self.best[name].copy_(weight_VE)
 
     @torch.no_grad()
     def _take_back_best_(self) -> None:

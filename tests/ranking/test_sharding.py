@@ -311,6 +311,26 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
+def test_the_best_weights_are_copied_over_those_before(
+    dropping, job_folder, group_of_one, monkeypatch
+):
+    """Shards that fill a third of a machine leave no room for two copies."""
+    keep_best_, at = ShardedTraining._keep_best_, []
+
+    def note(self):
+        keep_best_(self)
+        (kept_SD, *_), (shard, *_) = self.best["shards"], self._shards()
+        at.append(kept_SD.data_ptr())
+        assert torch.equal(kept_SD, shard.weight_SD)
+        assert kept_SD.data_ptr() != shard.weight_SD.data_ptr()
+        dense = self._scoring_state()
+        assert all(torch.equal(kept, dense[name]) for name, kept in self.best["dense"].items())
+
+    monkeypatch.setattr(ShardedTraining, "_keep_best_", note)
+    train_together(dropping, dropping.network(job_folder), group_of_one)
+    assert len(at) > 1 and len(set(at)) == 1
+
+
 @pytest.mark.parametrize("killed_after", [3, 17, 31])
 def test_dropout_and_the_best_weights_survive_a_kill(
     dropping, job_folder, group_of_one, tmp_path, monkeypatch, killed_after

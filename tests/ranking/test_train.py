@@ -16,7 +16,7 @@ from ranking.model import ClickNetwork, Hidden
 from ranking.network import build_network
 from ranking.plateau import Plateau
 from ranking.tower import TowerConfig, TowerRanker
-from ranking.train import train_network
+from ranking.train import Training, train_network
 from ranking.train_config import use_bf16
 
 SMALL = {"batch_size": 100, "projected_dim": 8, "bf16": "off"}
@@ -43,6 +43,21 @@ def test_the_best_weights_are_kept(small_log):
     losses = [check.validation_log_loss_nats for check in model.checks_]
     assert np.argmin(losses) < len(losses) - 1, "the test needs a run that overfits"
     assert validation_loss(model, small_log) == pytest.approx(min(losses), abs=1e-9)
+
+
+def test_the_best_weights_are_copied_over_those_before(small_log, monkeypatch):
+    """Tables that fill a third of a machine leave no room for two copies."""
+    keep_best_, at = Training._keep_best_, []
+
+    def note(self):
+        keep_best_(self)
+        at.append(self.best["table.0"].data_ptr())
+        assert torch.equal(self.best["table.0"], self.tables.weights()[0])
+        assert self.best["table.0"].data_ptr() != self.tables.weights()[0].data_ptr()
+
+    monkeypatch.setattr(Training, "_keep_best_", note)
+    fitted(small_log, max_epochs=3)
+    assert len(at) > 1 and len(set(at)) == 1
 
 
 def test_the_rate_drops_tenfold_on_a_plateau_and_training_stops_at_the_next(small_log):
