@@ -40,6 +40,9 @@ from ranking.training_checkpoints import before
 FORMAT = 3
 DENSE = "dense.safetensors"
 
+READ_ROWS = 262_144
+"""Rows of a part that are read at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadCheckpoint:
@@ -175,6 +178,10 @@ class _Part:
     columns: int
     has_best: bool
 
+    def own(self, top: int, bottom: int) -> slice:
+        """Rows of the part that are these rows of the table."""
+        return slice(top - self.row, bottom - self.row)
+
 
 def _parts(folder: Path) -> dict[int, list[_Part]]:
     """What the files hold of each table."""
@@ -212,23 +219,19 @@ def _fill_(shard: Shard, parts: Sequence[_Part], folder: Path, number: int) -> T
         right = min(part.column + part.columns, shard.column + columns)
         if top >= bottom or left >= right:
             continue
-        written = (
-            slice(top - part.row, bottom - part.row),
-            slice(left - part.column, right - part.column),
-        )
-        own = (
-            slice(top - shard.row, bottom - shard.row),
-            slice(left - shard.column, right - shard.column),
-        )
-        with safe_open(folder / part.file, "pt") as file:
-            shard.weight_SD[own] = file.get_slice(f"{part.name}.weight")[written].to(
-                shard.weight_SD.device
-            )
-            momentum = file.get_slice(f"{part.name}.momentum")[written[0]]
-            if best_SD is not None:
-                best_SD[own] = file.get_slice(f"{part.name}.best")[written]
+        there = slice(left - part.column, right - part.column)
+        here = slice(left - shard.column, right - shard.column)
         share = (right - left) / columns
-        shard.momentum_S[own[0]] += share * momentum.to(shard.momentum_S.device)
+        with safe_open(folder / part.file, "pt") as file:
+            for start in range(top, bottom, READ_ROWS):
+                stop = min(start + READ_ROWS, bottom)
+                written, own = part.own(start, stop), shard.own(start, stop)
+                weight = file.get_slice(f"{part.name}.weight")[written, there]
+                shard.weight_SD[own, here] = weight.to(shard.weight_SD.device)
+                momentum = file.get_slice(f"{part.name}.momentum")[written]
+                shard.momentum_S[own] += share * momentum.to(shard.momentum_S.device)
+                if best_SD is not None:
+                    best_SD[own, here] = file.get_slice(f"{part.name}.best")[written, there]
         covered += (bottom - top) * (right - left)
     if covered != rows * columns:
         raise ValueError(

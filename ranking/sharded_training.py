@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,14 +27,14 @@ from embeddings.ranks import Ranks
 from embeddings.training_state import optimizer_tensors, restore_optimizer_
 from features.kept_memory import keep_freed_memory_
 from ranking.contract import Progress
-from ranking.dense_weights import newest_share
 from ranking.epoch_order import order_of_epoch, rows_of_epoch, sampled_shift
 from ranking.inputs import ExampleTensors, slices
 from ranking.metrics import auc, log_loss_nats
-from ranking.model import ClickNetwork, Hidden
+from ranking.model import ClickNetwork
 from ranking.plateau import Plateau
 from ranking.sharded_checkpoint import read_checkpoint_, write_checkpoint_
-from ranking.sharded_tables import Shard, ShardedTables
+from ranking.sharded_weights import ShardedWeights
+from ranking.summed_parts import backward_in_parts_
 from ranking.train import Check, LabelledRows
 from ranking.train_config import TrainConfig, use_bf16
 from ranking.training_checkpoints import (
@@ -50,32 +49,6 @@ SCORING_BATCH = 8192
 TIMED_STEPS = 256
 ASKED_EVERY = 16
 """Steps after which ranks ask the first one whether it is time for a state."""
-
-
-class _Recorder:
-    """Answers lookups with nothing and remembers what was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[ShardedTables, Tensor]] = []
-
-    def __call__(self, table: ShardedTables, sparse_BF: Tensor) -> Tensor:
-        self.asked.append((table, sparse_BF))
-        return torch.zeros(len(sparse_BF), sparse_BF.shape[1] * table.width)
-
-
-@contextmanager
-def _lookups(
-    tables: Iterable[ShardedTables], answer: Callable[[ShardedTables, Tensor], Tensor]
-) -> Iterator[None]:
-    """Let ``answer`` stand for the lookups of some tables."""
-    tables = list(tables)
-    for table in tables:
-        table.__dict__["forward"] = partial(answer, table)
-    try:
-        yield
-    finally:
-        for table in tables:
-            del table.__dict__["forward"]
 
 
 class ShardedTraining:
@@ -112,17 +85,8 @@ class ShardedTraining:
         self.network, self.config, self.ranks = network, config, ranks
         self.seed, self.checkpoint, self.parts = seed, checkpoint, parts
         self.identity, self.cadence = dict(identity or {}), cadence or Cadence()
-        self.tables = {
-            name: module
-            for name, module in network.named_modules()
-            if isinstance(module, ShardedTables)
-        }
-        held = {id(each) for group in self.tables.values() for each in group.parameters()}
-        self.dense = {
-            name: parameter
-            for name, parameter in network.named_parameters()
-            if id(parameter) not in held
-        }
+        self.weights = ShardedWeights(network, config.ema_decay)
+        self.tables, self.dense = self.weights.tables, self.weights.dense
         self.optimizer = torch.optim.AdamW(
             [
                 {
@@ -134,12 +98,6 @@ class ShardedTraining:
             lr=config.lr,
             fused=True,
         )
-        self.averages = (
-            None
-            if config.ema_decay is None
-            else {name: value.detach().clone() for name, value in self.dense.items()}
-        )
-        """Of the dense weights, which then score; None scores with the weights themselves."""
         self.plateau = Plateau(
             patience=config.patience, lr_drop=config.lr_drop, lr_drops=config.lr_drops
         )
@@ -150,8 +108,6 @@ class ShardedTraining:
         """Of the steps since the last check, on this rank."""
         self.step_seconds: deque[float] = deque(maxlen=TIMED_STEPS)
         """Of the last steps of this process, checks and states apart."""
-        self.best: dict[str, Any] | None = None
-        """Weights at the best check."""
         if config.batch_size % ranks.world:
             raise ValueError(
                 f"batch_size={config.batch_size} cannot be shared by {ranks.world} ranks; make it "
@@ -231,10 +187,7 @@ class ShardedTraining:
                 self._save_if_due_()
         if self.checkpoint is not None:
             self.save_()
-        if self.best is not None:
-            self._put_back_(self.best)
-        elif self.averages is not None:
-            self._put_back_dense_(self._scoring_state())
+        self.weights.leave_()
         return self.checks
 
     def predict(self, inputs: ExampleTensors) -> NDArray[np.float64]:
@@ -246,7 +199,7 @@ class ShardedTraining:
         own_V = own_V.clamp(max=len(inputs) - 1)
         self.network.eval()
         scores = []
-        with torch.no_grad(), self._averaged():
+        with torch.no_grad(), self.weights.averaged():
             for rows in slices(share, SCORING_BATCH):
                 scores.append(torch.sigmoid(self.network(*self._there(inputs.batch(own_V[rows])))))
         self.network.train()
@@ -261,11 +214,8 @@ class ShardedTraining:
         """
         assert self.checkpoint is not None
         began = time.monotonic()
-        best = self.best or {"dense": {}, "shards": None}
-        dense = {f"dense.{name}": value for name, value in self._dense_state().items()}
-        dense |= optimizer_tensors(self.optimizer)
-        dense |= {f"average.{name}": value for name, value in (self.averages or {}).items()}
-        dense |= {f"best.{name}": value for name, value in best["dense"].items()}
+        best = self.weights.best
+        dense = self.weights.tensors() | optimizer_tensors(self.optimizer)
         record = {
             "identity": self.identity,
             "step": self.step,
@@ -277,7 +227,8 @@ class ShardedTraining:
         }
         at, groups = self.checkpoint / RANKS_STATE, list(self.tables.values())
         try:
-            write_checkpoint_(at, groups, dense, record, self.ranks, best["shards"])
+            shards = None if best is None else best.shards
+            write_checkpoint_(at, groups, dense, record, self.ranks, shards)
         except OSError as error:
             raise not_written(self.checkpoint, self.step, error) from error
         self.cadence.written_(time.monotonic() - began)
@@ -292,13 +243,8 @@ class ShardedTraining:
         found = read_checkpoint_(self.checkpoint / RANKS_STATE, list(self.tables.values()))
         tensors, record = found.dense, found.record
         refuse_other_training(self.checkpoint, record["identity"], self.identity)
-        self._put_back_dense_({name: tensors[f"dense.{name}"] for name in self._dense_state()})
+        self.weights.take_up_(tensors, found.best)
         restore_optimizer_(self.optimizer, tensors)
-        for name, value in (self.averages or {}).items():
-            value.copy_(tensors[f"average.{name}"])
-        if any(name.startswith("best.") for name in tensors):
-            dense = {name: tensors[f"best.{name}"] for name in self._dense_state()}
-            self.best = {"dense": dense, "shards": found.best}
         self.step, self.stopped = int(record["step"]), record["stopped"]
         self.losses = self._own_losses(record["losses"])
         self.checks = [Check(**check) for check in record["checks"]]
@@ -354,13 +300,12 @@ class ShardedTraining:
         network.train()
         self._seed_dropout_()
         self.optimizer.zero_grad(set_to_none=True)
-        device_inputs, labels = self._there(inputs), label_B.to(ranks.device)
-        weights = None if weight_B is None else weight_B.to(ranks.device)
+        rows = self._there([*inputs, label_B, *([] if weight_B is None else [weight_B])])
+        loss_of = partial(self._loss, weighted=weight_B is not None, bf16=bf16)
         if self.parts > 1:
-            loss = self._backward_in_parts_(device_inputs, labels, weights, bf16)
+            loss = backward_in_parts_(self.tables.values(), rows, self.parts, loss_of)
         else:
-            hidden = self._hidden(device_inputs, bf16)
-            loss = network.loss(hidden, labels, weight_B=weights, shift=self.shift)
+            loss = loss_of(rows)
         if not bool(torch.isfinite(loss)):
             raise ValueError(
                 f"the loss is {float(loss)} at step {self.step + 1} on rank {ranks.rank}; lower "
@@ -375,7 +320,7 @@ class ShardedTraining:
                 assert parameter.grad is not None
                 parameter.grad /= sharers
         self.optimizer.step()
-        self._average_()
+        self.weights.average_(self.step + 1)
         return float(loss.detach())
 
     def _seed_dropout_(self) -> None:
@@ -383,70 +328,22 @@ class ShardedTraining:
         drawn = np.random.SeedSequence((self.seed, self.step, self.ranks.rank))
         torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0]))
 
-    def _hidden(self, inputs: list[Tensor], bf16: bool) -> Hidden:
-        """What the last layer takes; that layer and the loss compute outside, in float32."""
+    def _loss(self, rows: Sequence[Tensor], *, weighted: bool, bf16: bool) -> Tensor:
+        """Mean loss of inputs, labels and, if there are any, weights of some rows."""
+        *inputs, label_B, weight_B = rows if weighted else [*rows, None]
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=bf16):
-            return self.network.hidden(*inputs)
-
-    def _backward_in_parts_(
-        self, inputs: list[Tensor], label_B: Tensor, weight_B: Tensor | None, bf16: bool
-    ) -> Tensor:
-        """Leave gradients as ``parts`` ranks sum them; return the mean loss.
-
-        Rows are looked up once for the whole batch, so that tables are updated once, as they are
-        where many ranks exchange what they look up.
-        """
-        recorder = _Recorder()
-        with torch.no_grad(), _lookups(self.tables.values(), recorder):
-            self._hidden(inputs, bf16)
-        looked_up = [table(sparse_BF) for table, sparse_BF in recorder.asked]
-        leaves = [out_BW.detach().requires_grad_() for out_BW in looked_up]
-        losses = []
-        for part in range(self.parts):
-            own = [value.chunk(self.parts)[part] for value in inputs]
-            served = iter([leaf.chunk(self.parts)[part] for leaf in leaves])
-            with _lookups(self.tables.values(), lambda _table, _ids, rows=served: next(rows)):
-                hidden = self._hidden(own, bf16)
-            weights = None if weight_B is None else weight_B.chunk(self.parts)[part]
-            labels = label_B.chunk(self.parts)[part]
-            loss = self.network.loss(hidden, labels, weight_B=weights, shift=self.shift)
-            loss.backward()
-            losses.append(loss.detach())
-        for out_BW, leaf in zip(looked_up, leaves, strict=True):
-            assert leaf.grad is not None
-            out_BW.backward(leaf.grad / self.parts)
-        return torch.stack(losses).mean()
-
-    @torch.no_grad()
-    def _average_(self) -> None:
-        """Let the averages follow the weights, as in a training alone (``DenseWeights``)."""
-        if self.averages is None:
-            return
-        assert self.config.ema_decay is not None
-        share = newest_share(self.config.ema_decay, self.step + 1)
-        for name, average in self.averages.items():
-            average.lerp_(self.dense[name].detach(), share)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Let the averages, where there are any, stand for the dense weights."""
-        own = {name: self.dense[name].data for name in self.averages or {}}
-        for name, average in (self.averages or {}).items():
-            self.dense[name].data = average
-        try:
-            yield
-        finally:
-            for name, value in own.items():
-                self.dense[name].data = value
+            hidden = self.network.hidden(*inputs)
+        # The last layer and the loss compute outside, in float32.
+        assert label_B is not None
+        return self.network.loss(hidden, label_B, weight_B=weight_B, shift=self.shift)
 
     def _settle_(self) -> None:
         """Note whether the last check is the best; drop the rate, or let training be over."""
         decision = self.plateau.observe(self.checks[-1].validation_log_loss_nats)
         if decision == "better":
-            self._keep_best_()
+            self.weights.keep_best_()
         elif decision == "drop":
-            assert self.best is not None
-            self._put_back_(self.best)
+            self.weights.take_back_best_()
             self._set_rates_()
         elif decision == "stop":
             self.stopped = True
@@ -471,52 +368,6 @@ class ShardedTraining:
             group["lr"] = config.lr * self.plateau.scale * risen
         for group in self.tables.values():
             group.set_learning_rate(config.sparse_lr * self.plateau.scale * risen)
-
-    def _dense_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers that all ranks share.
-
-        Not by ``state_dict``, whose keys torchrec's sharded tables rewrite on the way.
-        """
-        sharded = tuple(f"{name}." for name in self.tables)
-        named = [*self.network.named_parameters(), *self.network.named_buffers()]
-        return {name: value.detach() for name, value in named if not name.startswith(sharded)}
-
-    def _scoring_state(self) -> dict[str, Tensor]:
-        """As ``_dense_state``, with the averages where there are any."""
-        return {**self._dense_state(), **(self.averages or {})}
-
-    def _shards(self) -> list[Shard]:
-        return [shard for group in self.tables.values() for shard in group.shards()]
-
-    @torch.no_grad()
-    def _keep_best_(self) -> None:
-        """Copy the weights into the memory of the processor, which GPUs have none to spare for.
-
-        The copy before is written over: beside it there may be no room for another.
-        """
-        dense, shards = self._scoring_state(), [shard.weight_SD for shard in self._shards()]
-        if self.best is None:
-            self.best = {
-                "dense": {name: value.to("cpu", copy=True) for name, value in dense.items()},
-                "shards": [weight_SD.detach().to("cpu", copy=True) for weight_SD in shards],
-            }
-            return
-        for name, kept in self.best["dense"].items():
-            kept.copy_(dense[name])
-        for kept_SD, weight_SD in zip(self.best["shards"], shards, strict=True):
-            kept_SD.copy_(weight_SD)
-
-    def _put_back_(self, state: dict[str, Any]) -> None:
-        self._put_back_dense_(state["dense"])
-        with torch.no_grad():
-            for shard, kept in zip(self._shards(), state["shards"], strict=True):
-                shard.weight_SD.copy_(kept)
-
-    @torch.no_grad()
-    def _put_back_dense_(self, dense: dict[str, Tensor]) -> None:
-        for part in (self._dense_state(), self.averages or {}):
-            for name, value in part.items():
-                value.copy_(dense[name])
 
     def _there(self, inputs: list[Tensor]) -> list[Tensor]:
         return [part.to(self.ranks.device, non_blocking=True) for part in inputs]

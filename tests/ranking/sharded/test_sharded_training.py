@@ -14,6 +14,7 @@ from ranking.model import ClickNetwork
 from ranking.sample_weights import sample_weights
 from ranking.sharded_fit import sharded_tables, train_together
 from ranking.sharded_training import ShardedTraining
+from ranking.sharded_weights import ShardedWeights
 from ranking.tower import TowerRanker
 from ranking.tower_config import TowerConfig
 from ranking.train import LabelledRows, predict_network, train_network
@@ -72,18 +73,18 @@ def test_the_best_weights_are_copied_over_those_before(
     dropping, job_folder, group_of_one, monkeypatch
 ):
     """Shards that fill a third of a machine leave no room for two copies."""
-    keep_best_, at = ShardedTraining._keep_best_, []
+    keep_best_, at = ShardedWeights.keep_best_, []
 
     def note(self):
         keep_best_(self)
-        (kept_SD, *_), (shard, *_) = self.best["shards"], self._shards()
+        (kept_SD, *_), (shard, *_) = self.best.shards, self.shards()
         at.append(kept_SD.data_ptr())
         assert torch.equal(kept_SD, shard.weight_SD)
         assert kept_SD.data_ptr() != shard.weight_SD.data_ptr()
-        dense = self._scoring_state()
-        assert all(torch.equal(kept, dense[name]) for name, kept in self.best["dense"].items())
+        dense = self.scoring_state()
+        assert all(torch.equal(kept, dense[name]) for name, kept in self.best.dense.items())
 
-    monkeypatch.setattr(ShardedTraining, "_keep_best_", note)
+    monkeypatch.setattr(ShardedWeights, "keep_best_", note)
     train_together(dropping, dropping.network(job_folder), group_of_one)
     assert len(at) > 1 and len(set(at)) == 1
 
@@ -170,7 +171,7 @@ def test_the_loss_is_never_taken_in_bfloat16(job_folder, group_of_one, monkeypat
     job = FitJob.read(job_folder)
     job = dataclasses.replace(job, config=job.config.model_copy(update={"bf16": "on"}))
     train_together(job, job.network(job_folder), group_of_one, max_steps=2, parts=parts)
-    assert seen == [(False, torch.bfloat16)] * (2 * parts)
+    assert len(seen) >= 2 * parts and set(seen) == {(False, torch.bfloat16)}
 
 
 @pytest.mark.parametrize("guard", ["freeze", "draw_again"])

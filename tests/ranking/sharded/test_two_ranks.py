@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from experiments.torchrun import torchrun
 from experiments.verify_sharding import _whole
+from ranking import sharded_checkpoint
 from ranking.checkpoint import write_manifest
 from ranking.fit_job import FitJob
 from ranking.sharded_checkpoint import same_checkpoint
@@ -91,6 +92,15 @@ def _as_numbered(folder, job):
 def test_a_checkpoint_goes_from_one_rank_to_two_and_back_bit_for_bit(states):
     assert same_checkpoint(states["one"] / "state", states["there"] / "state")
     assert not same_checkpoint(states["one"] / "state", states["many"] / "state")
+
+
+def test_a_checkpoint_is_read_in_pieces(states, job_folder, tmp_path, group_of_one, monkeypatch):
+    monkeypatch.setattr(sharded_checkpoint, "READ_ROWS", 7)
+    shutil.copytree(states["many"], tmp_path / "state")
+    on_one_rank(job_folder, tmp_path / "state", 0, group_of_one)
+    one, many = _whole(tmp_path / "state/state"), _whole(states["many"] / "state")
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
 
 
 def test_a_training_cut_off_goes_on_to_the_same_bits(job_folder, states, tmp_path, group_of_one):
