@@ -12,7 +12,7 @@ import polars as pl
 from features.check import dangling_ids, odd_times
 from features.columns import TABLE_COLUMNS, column_violations
 from features.dataset import Dataset
-from features.dense import finite_values
+from features.dense import finite_numbers
 from features.feature_spec import SIDE_TABLE_KEYS
 from features.leaks import leak_violations, near_perfect_features
 from features.violation import Violation, first_where, refuse_errors
@@ -47,7 +47,7 @@ def refuse_wrong_rows(table: str, frame: pl.DataFrame, dataset: Dataset) -> None
     if table == "impressions":
         for name in dataset.spec.features.dense:
             if "." not in name:
-                finite_values(frame[name], name)
+                finite_numbers(frame[name], name)
     tables = {table: frame, **_side_tables(dataset)}
     found = [*dangling_ids(tables), *odd_times(tables), *leak_violations(tables, dataset.spec)]
     refuse_errors(found)

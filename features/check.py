@@ -16,7 +16,7 @@ import polars as pl
 from features.bags import Bag
 from features.columns import canonical, column_violations
 from features.dataset import Dataset
-from features.dense import finite_values
+from features.dense import finite_numbers
 from features.describe import describe_dataset
 from features.feature_spec import SIDE_TABLE_KEYS
 from features.image_check import image_problem
@@ -190,7 +190,7 @@ def _features(dataset: Dataset, tables: dict[str, pl.DataFrame]) -> list[Violati
             continue
         try:
             if name in features.dense:
-                finite_values(frame[column], name)
+                finite_numbers(frame[column], name)
             elif name in features.bags:
                 Bag(name, slots=features.bags[name]).member_counts(frame[column])
             else:

@@ -168,19 +168,18 @@ def _violations_of(table: str, column: Column, values: pl.Series) -> list[Violat
             )
         ]
     found = []
-    if not column.nullable:
+    if not column.nullable and values.null_count():
         row, count = first_where(values.is_null())
-        if count:
-            found.append(
-                Violation(
-                    table=table,
-                    column=column.name,
-                    row=row,
-                    count=count,
-                    problem="the value is missing",
-                    advice="this column must have a value in every row",
-                )
+        found.append(
+            Violation(
+                table=table,
+                column=column.name,
+                row=row,
+                count=count,
+                problem="the value is missing",
+                advice="this column must have a value in every row",
             )
+        )
     allowed = _VALUES_IN_WORDS.get(column.kind)
     if allowed and values.dtype != pl.Null:
         row, count = first_where(~_in_range(values, column.kind))
@@ -234,21 +233,26 @@ def _in_range(values: pl.Series, kind: Kind) -> pl.Series:
     """Where a value is allowed; null where it is null."""
     match kind:
         case "flag":
-            return (values.cast(pl.Int8) if values.dtype == pl.Boolean else values).is_between(0, 1)
+            return _between(values.cast(pl.Int8) if values.dtype == pl.Boolean else values, 0, 1)
         case "label":
-            return values.is_between(0, 2)
+            return _between(values, 0, 2)
         case "position":
-            return values.cast(pl.Int64).is_between(1, 2**31 - 1)
+            return _between(values.cast(pl.Int64), 1, 2**31 - 1)
         case "micros":
             return values >= 0
         case "share":
-            return values.is_between(0, 1)
+            return _between(values, 0, 1)
         case "event":
             return values.cast(pl.String).is_in(EVENT_KINDS)
         case "source":
             return values.cast(pl.String).is_in(LABEL_SOURCES)
         case _:
             raise AssertionError(kind)
+
+
+def _between(values: pl.Series, low: int, high: int) -> pl.Series:
+    # Comparisons of a series are answered at once, is_between by way of a query plan.
+    return (values >= low) & (values <= high)
 
 
 def _cast(values: pl.Series, kind: Kind) -> pl.Series:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from features.dense import DenseTransform
@@ -79,6 +78,5 @@ def _columns(
     product_N: NDArray[np.int32],
     query_N: NDArray[np.int32],
     history_NL: NDArray[np.int32],
-) -> list[tuple[str, pl.Series]]:
-    found = similarities.columns(product_N, query_N, history_NL)
-    return [(name, pl.Series(name, value).fill_nan(None)) for name, value in found.items()]
+) -> list[tuple[str, NDArray[np.float64]]]:
+    return list(similarities.columns(product_N, query_N, history_NL).items())

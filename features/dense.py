@@ -19,6 +19,9 @@ MAX_DEVIATIONS = 10.0
 QUANTILES = 256
 """Steps of the quantile scale."""
 
+LARGEST = 1e100
+"""What lies beyond is taken for a mistake."""
+
 SKEW_FOR_LOG = 1.0
 """Moment skewness beyond which a column is taken on the log scale; an exponential has 2."""
 
@@ -50,13 +53,14 @@ class DenseTransform:
         self.scale_ = 1.0
         self.has_missing_ = False
 
-    def fit(self, values: pl.Series) -> Self:
-        """Learn scale and location from the training rows, shape (N,).
+    def fit(self, values: pl.Series | NDArray[np.float64]) -> Self:
+        """Learn scale and location from the training rows, shape (N,), as ``finite_numbers``.
 
         Raises:
             ValueError: If the type is not a number, or a value is NaN, infinite or too large.
         """
-        present = finite_values(values, self.name).drop_nulls().to_numpy()
+        value_N, missing_N = finite_numbers(values, self.name)
+        present = value_N[~missing_N]
         self.has_missing_ = len(present) < len(values)
         if self.scaling == "quantile" and len(present):
             edges = np.quantile(present, np.linspace(0, 1, QUANTILES + 1))
@@ -78,16 +82,17 @@ class DenseTransform:
         """Names of the columns that ``transform`` returns."""
         return (self.name, f"{self.name}.missing") if self.has_missing_ else (self.name,)
 
-    def transform(self, values: pl.Series) -> NDArray[np.float32]:
+    def transform(self, values: pl.Series | NDArray[np.float64]) -> NDArray[np.float32]:
         """Return the standardised column and, if there is one, the missing mask, shape (N, 1 or 2).
+
+        Args:
+            values: As ``finite_numbers``.
 
         Raises:
             ValueError: If the type is not a number, or a value is NaN or infinite.
         """
-        given = finite_values(values, self.name)
-        missing_N = given.is_null().to_numpy()
-        value_N = given.fill_null(0.0).to_numpy()
-        value_N = self._unscaled(value_N)
+        value_N, missing_N = finite_numbers(values, self.name)
+        value_N = self._unscaled(np.where(missing_N, 0.0, value_N))
         value_N = np.clip((value_N - self.mean_) / self.scale_, -MAX_DEVIATIONS, MAX_DEVIATIONS)
         value_N = np.where(missing_N, 0.0, value_N)
         columns = [value_N, missing_N] if self.has_missing_ else [value_N]
@@ -124,27 +129,48 @@ class DenseTransform:
         return transform
 
 
-def finite_values(values: pl.Series, name: str) -> pl.Series:
-    """Return a numeric column as Float64; null stays null.
+def finite_numbers(
+    values: pl.Series | NDArray[np.float64], name: str
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return a numeric column, undefined where a value is missing, and where that is, each (N,).
+
+    By numpy: a request has few rows and many columns, and each question to polars takes as long as
+    a thousand rows of them.
+
+    Args:
+        values: A column, null where a value is missing; or an array, NaN where one is.
+        name: For messages.
 
     Raises:
-        ValueError: If the type is not a number, or a value is NaN, infinite or beyond 1e100.
+        ValueError: If the type is not a number, or a value of a column is NaN, or one is infinite
+            or beyond 1e100.
     """
+    if not isinstance(values, pl.Series):
+        return _refuse_beyond(values, np.isnan(values), name)
     if not (values.dtype.is_numeric() or values.dtype in (pl.Boolean, pl.Null)):
         raise ValueError(
             f"dense feature {name!r} has type {values.dtype}; it must be a number "
             "(list it under sparse if it is a category)"
         )
     numbers = values.cast(pl.Float64)
-    # NaN compares as larger than any number in polars, so one bound finds it too.
-    wrong = (numbers.is_nan() | (numbers.abs() > 1e100)).fill_null(False)
-    if wrong.any():
-        row = int(wrong.arg_max() or 0)
+    missing_N = np.zeros(len(numbers), bool)
+    if numbers.null_count():
+        missing_N = numbers.is_null().to_numpy()
+    return _refuse_beyond(numbers.to_numpy(), missing_N, name)
+
+
+def _refuse_beyond(
+    value_N: NDArray[np.float64], missing_N: NDArray[np.bool_], name: str
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    # Not "beyond", for NaN is neither.
+    wrong_N = ~((np.abs(value_N) <= LARGEST) | missing_N)
+    if wrong_N.any():
+        row = int(np.argmax(wrong_N))
         raise ValueError(
-            f"dense feature {name!r} is {numbers[row]} in row {row} ({int(wrong.sum())} such rows "
-            "in all); a missing value must be null, and a number finite (a division by zero?)"
+            f"dense feature {name!r} is {value_N[row]} in row {row} ({int(wrong_N.sum())} such "
+            "rows in all); a missing value must be null, and a number finite (a division by zero?)"
         )
-    return numbers
+    return value_N, missing_N
 
 
 def _shares_below(value_N: NDArray[np.float64], edges: NDArray) -> NDArray[np.float64]:

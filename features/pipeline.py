@@ -29,7 +29,7 @@ from features.feature_spec import OUTCOMES, SIDE_TABLE_KEYS, FeatureNames, Featu
 from features.hashed import HashedValues
 from features.history import PurchaseHistory, purchases_of
 from features.similarity import PREFIX, Similarities, load_vectors, save_vectors_
-from features.sparse import ValueIndex, Vocabulary, value_counts
+from features.sparse import FEW, ValueIndex, Vocabulary, value_counts
 from features.target_rates import TargetRates
 from features.violation import refuse_errors
 
@@ -493,13 +493,12 @@ class FeaturePipeline:
 
     def _derived(
         self, frame: pl.DataFrame, rows: dict[str, NDArray[np.int32]]
-    ) -> dict[str, pl.Series]:
-        """Target statistics before scaling; null is missing."""
+    ) -> dict[str, NDArray[np.float64]]:
+        """Target statistics before scaling; NaN is missing."""
         if not self.spec.features.target_statistics:
             return {}
         time_us_N = frame["time"].cast(pl.Int64).to_numpy()
-        columns = self._rates.columns(self._key_hashes(frame, rows), time_us_N)
-        return {name: pl.Series(name, value).fill_nan(None) for name, value in columns.items()}
+        return self._rates.columns(self._key_hashes(frame, rows), time_us_N)
 
     def _names_without_cosines(self) -> tuple[str, ...]:
         transforms = (*self._dense.values(), *self._derived_dense.values())
@@ -531,7 +530,11 @@ def _codes(frame: pl.DataFrame, column: str) -> NDArray[np.int64]:
     if column not in frame.columns:
         return np.arange(len(frame), dtype=np.int64)
     values = frame[column]
-    distinct = ValueIndex(values.drop_nulls().unique(maintain_order=True).to_list())
+    if len(values) < FEW:
+        shown = list(dict.fromkeys(values.to_list()))
+    else:
+        shown = values.unique(maintain_order=True).to_list()
+    distinct = ValueIndex([value for value in shown if value is not None])
     code_N = distinct.rows_of(values).astype(np.int64)
     stranger_N = code_N < 0
     code_N[stranger_N] = len(distinct) + np.arange(stranger_N.sum())
@@ -541,13 +544,17 @@ def _codes(frame: pl.DataFrame, column: str) -> NDArray[np.int64]:
 def _flag(frame: pl.DataFrame, column: str) -> NDArray[np.float32] | None:
     if column not in frame.columns:
         return None
-    return frame[column].fill_null(0).cast(pl.Float32).to_numpy()
+    return _without_nulls(frame[column]).cast(pl.Float32).to_numpy()
 
 
 def _position(frame: pl.DataFrame) -> NDArray[np.int32] | None:
     if "position" not in frame.columns:
         return None
-    return frame["position"].fill_null(0).cast(pl.Int32).to_numpy()
+    return _without_nulls(frame["position"]).cast(pl.Int32).to_numpy()
+
+
+def _without_nulls(values: pl.Series) -> pl.Series:
+    return values.fill_null(0) if values.null_count() else values
 
 
 def _concatenate(columns: list[NDArray[Any]], rows: int, dtype: type) -> NDArray[Any]:

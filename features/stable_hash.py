@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.sparse import as_text
+from features.sparse import FEW, as_text
 
 NULL_HASH = np.uint64(0)
 """Stands for null; no value hashes to it."""
@@ -64,9 +64,14 @@ def hash_values(values: pl.Series) -> NDArray[np.uint64]:
         ValueError: If the type is not text, a whole number or a boolean.
     """
     text = as_text(values).cast(pl.String)
-    length_N = text.str.len_bytes().fill_null(0).to_numpy().astype(np.int64)
+    if len(text) < FEW:
+        own = [(value or "").encode() for value in text.to_list()]
+        length_N, content = np.array([len(each) for each in own], np.int64), b"".join(own)
+    else:
+        length_N = text.str.len_bytes().fill_null(0).to_numpy().astype(np.int64)
+        content = str(text.str.join("").item() or "").encode()
     # Eight bytes beyond the end, so that a whole word can be read at any place.
-    joined = str(text.str.join("").item() or "").encode() + bytes(8)
+    joined = content + bytes(8)
     word_at = np.ndarray((len(joined) - 7,), "<u8", joined, strides=(1,))
     start_N = np.cumsum(length_N) - length_N
     hash_N = mix(length_N.astype(np.uint64) + _GOLDEN)
@@ -81,7 +86,8 @@ def hash_values(values: pl.Series) -> NDArray[np.uint64]:
         word_N = word_N & (np.uint64(2**64 - 1) >> unused_bits_N)
         hash_N[row_N] = mix((hash_N[row_N] ^ word_N) + _GOLDEN)
     hash_N[hash_N == NULL_HASH] = np.uint64(1)
-    hash_N[text.is_null().to_numpy()] = NULL_HASH
+    if text.null_count():
+        hash_N[text.is_null().to_numpy()] = NULL_HASH
     return hash_N
 
 

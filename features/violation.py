@@ -48,6 +48,7 @@ def refuse_errors(violations: Sequence[Violation]) -> None:
 
 def first_where(mask: pl.Series) -> tuple[int, int]:
     """Return the first true row of a boolean series and how many are true; (-1, 0) if none is."""
+    if not mask.any():
+        return -1, 0
     hit = mask.fill_null(False)
-    count = int(hit.sum())
-    return (int(hit.arg_max() or 0), count) if count else (-1, 0)
+    return int(hit.arg_max() or 0), int(hit.sum())

@@ -66,6 +66,19 @@ def test_what_is_not_finite_is_refused_by_name_and_row(bad):
             use(pl.Series([1.0, None, bad]))
 
 
+def test_an_array_misses_what_a_column_has_no_value_for():
+    given = [4.0, None, 1.0, 700.0]
+    array = np.array([np.nan if value is None else value for value in given])
+    column = DenseTransform("price").fit(pl.Series(given))
+    dense = DenseTransform("price").fit(array)
+    assert dense.to_dict() == column.to_dict() and dense.has_missing_
+    np.testing.assert_array_equal(dense.transform(array), column.transform(pl.Series(given)))
+    whole = pl.Series([4, None, 1, 700])
+    np.testing.assert_array_equal(dense.transform(array), column.transform(whole))
+    with pytest.raises(ValueError, match=r"'price' is inf in row 3 \(1 such rows"):
+        dense.transform(np.array([1.0, np.nan, 2.0, np.inf]))
+
+
 def test_text_is_refused():
     with pytest.raises(ValueError, match="dense feature 'price' has type String"):
         DenseTransform("price").fit(pl.Series(["a"]))

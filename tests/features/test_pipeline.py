@@ -9,6 +9,7 @@ from features.dataset import Dataset
 from features.examples import Examples
 from features.pipeline import FeaturePipeline
 from features.schema import FeatureNames
+from features.sparse import FEW
 
 
 def same(a: Examples, b: Examples) -> bool:
@@ -182,13 +183,24 @@ def test_strangers_are_out_of_vocabulary(dataset, fitted):
     assert (examples.history_NL == -1).all()
 
 
-def test_codes_group_users_and_part_the_anonymous(dataset, fitted):
+@pytest.mark.parametrize("few", [0, FEW])
+def test_codes_group_users_and_part_the_anonymous(dataset, fitted, monkeypatch, few):
+    monkeypatch.setattr("features.pipeline.FEW", few)
     rows = dataset.table("impressions")[:4].with_columns(
         user_id=pl.Series(["b", None, "b", None], dtype=pl.String)
     )
     examples = fitted.transform(rows)
     assert examples.user_N.tolist() == [0, 1, 0, 2]
     assert examples.request_N.tolist() == [0, 0, 0, 1]
+
+
+def test_a_row_without_an_outcome_or_a_weight_has_none(dataset, fitted):
+    rows = dataset.table("impressions")[:3].with_columns(
+        purchased=pl.Series([1, None, 0], dtype=pl.Int8), sample_weight=pl.Series([2.5, 1, None])
+    )
+    examples = fitted.transform(rows)
+    assert examples.purchased_N.tolist() == [1, 0, 0]
+    assert examples.weight_N.tolist() == [2.5, 1, 0]
 
 
 def test_whole_number_ids_and_pandas_score_alike(dataset, spec, tables):

@@ -1,9 +1,12 @@
+from unittest import mock
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.sparse import FEW
 from features.stable_hash import hash_numbers, hash_together, hash_values, in_sample
 
 MASK = 2**64 - 1
@@ -26,9 +29,12 @@ def plain_hash(text: str | None) -> int:
     return value or 1
 
 
-@given(st.lists(st.none() | st.text(max_size=20), max_size=12))
-def test_vectors_of_texts_hash_as_a_loop_over_them_does(texts):
-    hashed = hash_values(pl.Series(texts, dtype=pl.String))
+@pytest.mark.parametrize("few", [0, FEW])
+@given(texts=st.lists(st.none() | st.text(max_size=20), max_size=12))
+def test_vectors_of_texts_hash_as_a_loop_over_them_does(few, texts):
+    # Few are joined by Python, many by polars.
+    with mock.patch("features.stable_hash.FEW", few):
+        hashed = hash_values(pl.Series(texts, dtype=pl.String))
     assert hashed.tolist() == [plain_hash(text) for text in texts]
 
 

@@ -60,7 +60,7 @@ def raw_column(pipeline, log, name):
     """A derived column before it is scaled."""
     frame = pipeline.checked(log)
     rows = pipeline._catalogue.rows_of(frame)
-    return pipeline._derived(frame, rows)[name].to_numpy()
+    return pipeline._derived(frame, rows)[name]
 
 
 def test_every_kind_has_its_columns(wide, fitted):
