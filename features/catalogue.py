@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.feature_spec import SIDE_TABLE_KEYS, FeatureNames
+from features.feature_spec import DAY_US, HOUR_US, SIDE_TABLE_KEYS, FeatureNames
 from features.sparse import ValueIndex
 from features.stable_hash import hash_values
 
@@ -91,8 +91,8 @@ class Catalogue:
         if not dot:
             return frame[name]
         if table == "time":
-            part = frame["time"].dt.hour() if column == "hour" else frame["time"].dt.weekday()
-            return part.alias(name)
+            time_us_N = frame["time"].cast(pl.Int64).to_numpy()
+            return pl.Series(name, _hour(time_us_N) if column == "hour" else _weekday(time_us_N))
         values, row_N = self.values(name), rows[table]
         return values.gather(np.where(row_N < 0, len(values) - 1, row_N))
 
@@ -106,6 +106,16 @@ class Catalogue:
         if name not in self._hashes:
             self._hashes[name] = hash_values(self.values(name))
         return self._hashes[name][rows[table]]
+
+
+def _hour(time_us_N: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Hour of the day in UTC, 0 to 23."""
+    return (time_us_N // HOUR_US % 24).astype(np.int8)
+
+
+def _weekday(time_us_N: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Day of the week in UTC, 1 for Monday to 7; the time 0 was a Thursday."""
+    return ((time_us_N // DAY_US + 3) % 7 + 1).astype(np.int8)
 
 
 def _side_table(

@@ -18,7 +18,7 @@ from features.columns import canonical, column_violations
 from features.dataset import Dataset
 from features.dense import finite_numbers
 from features.describe import describe_dataset
-from features.feature_spec import SIDE_TABLE_KEYS
+from features.feature_spec import DAY_US, SIDE_TABLE_KEYS
 from features.image_check import image_problem
 from features.leaks import (
     leak_violations,
@@ -49,8 +49,6 @@ REFERENCES = (
 
 EARLIEST, LATEST = datetime(1990, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 """Times outside were read in a wrong unit: seconds as microseconds give 1970."""
-
-DAY_US = 86_400_000_000
 
 
 def check_dataset(dataset: Dataset, *, max_images: int | None = None) -> list[Violation]:

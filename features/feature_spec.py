@@ -21,7 +21,8 @@ OUTCOMES = ("clicked", "purchased")
 SCALINGS = ("standard", "log", "quantile")
 """How a dense feature can be told to be scaled; see ``features.dense``."""
 
-STATISTICS_GRAINS_US = {"exact": 1, "hour": 3_600_000_000, "day": 86_400_000_000}
+HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
+STATISTICS_GRAINS_US = {"exact": 1, "hour": HOUR_US, "day": DAY_US}
 """Width of the time buckets of target statistics."""
 
 _OTHER_KEYS = {"name", "simulated", "tables", "split"}

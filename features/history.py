@@ -14,10 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.feature_spec import HistoryWindow
+from features.feature_spec import DAY_US, HistoryWindow
 from features.sparse import ValueIndex
-
-DAY_US = 86_400_000_000
 
 
 def purchases_of(events: pl.DataFrame | None, impressions: pl.DataFrame | None) -> pl.DataFrame:

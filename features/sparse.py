@@ -36,7 +36,7 @@ class ValueIndex:
     def rows_of(self, values: pl.Series) -> NDArray[np.int32]:
         """Return each text's place, -1 where it is unknown or null, shape (N,)."""
         if len(values) < FEW:
-            return np.array([self._place.get(value, -1) for value in values], np.int32)
+            return np.array([self._place.get(value, -1) for value in values.to_list()], np.int32)
         rows = (
             pl.DataFrame({"value": values.alias("value")})
             .join(self._table, on="value", how="left", maintain_order="left")

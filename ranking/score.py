@@ -170,6 +170,8 @@ class Scorer:
         """Give rows with a query text and no query id the id that training knew the text by."""
         if self.query_encoder is None or not {"query", "query_id"} <= set(frame.columns):
             return frame
+        if not frame["query_id"].null_count():
+            return frame
         without_id = frame["query_id"].is_null() & frame["query"].is_not_null()
         if not without_id.any():
             return frame
@@ -197,10 +199,15 @@ class Scorer:
         """
         if self.vectors is None or self.query_encoder is None or "query" not in frame.columns:
             return self.pipeline.with_cosines(examples), self.vectors
-        encode_N = ~self._has_query_vector(examples) & _texts(frame).is_not_null().to_numpy()
+        _refuse_unless_text(frame["query"])
+        stored_N = self._has_query_vector(examples)
+        if stored_N.all():
+            return self.pipeline.with_cosines(examples), self.vectors
+        given = _texts(frame)
+        encode_N = ~stored_N & given.is_not_null().to_numpy()
         if not encode_N.any():
             return self.pipeline.with_cosines(examples), self.vectors
-        texts, text_N = np.unique(_texts(frame).to_numpy()[encode_N], return_inverse=True)
+        texts, text_N = np.unique(given.to_numpy()[encode_N], return_inverse=True)
         stored_Q, query_N = np.unique(np.where(encode_N, -1, examples.query_N), return_inverse=True)
         encoded_QD = self.query_encoder.encode(texts.tolist())
         query_N[encode_N] = len(stored_Q) + text_N
@@ -266,9 +273,13 @@ class Scorer:
 
 def _texts(frame: pl.DataFrame) -> pl.Series:
     """The query texts; an empty one is none."""
-    if frame["query"].dtype not in (pl.String, pl.Categorical, pl.Enum, pl.Null):
-        raise ValueError(f"column 'query' has type {frame['query'].dtype}; it must be text")
+    _refuse_unless_text(frame["query"])
     return frame["query"].cast(pl.String).replace("", None)
+
+
+def _refuse_unless_text(queries: pl.Series) -> None:
+    if queries.dtype not in (pl.String, pl.Categorical, pl.Enum, pl.Null):
+        raise ValueError(f"column 'query' has type {queries.dtype}; it must be text")
 
 
 def _same_space(encoder: OnnxQueryEncoder, query_store: VectorStore) -> None:

@@ -1,10 +1,11 @@
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
 
+from features.catalogue import _hour, _weekday
 from features.dataset import Dataset
 from features.examples import Examples
 from features.pipeline import FeaturePipeline
@@ -192,6 +193,15 @@ def test_codes_group_users_and_part_the_anonymous(dataset, fitted, monkeypatch, 
     examples = fitted.transform(rows)
     assert examples.user_N.tolist() == [0, 1, 0, 2]
     assert examples.request_N.tolist() == [0, 0, 0, 1]
+
+
+def test_hours_and_weekdays_are_those_of_the_calendar():
+    hours = [datetime(2024, 2, 26) + timedelta(hours=7 * n, microseconds=n) for n in range(200)]
+    long_ago = [datetime(1969, 12, 31, 23, 59, 59, 999_999), datetime(1970, 1, 1)]
+    time = pl.Series([*long_ago, *hours])
+    time_us_N = time.cast(pl.Datetime("us")).cast(pl.Int64).to_numpy()
+    assert _hour(time_us_N).tolist() == time.dt.hour().to_list()
+    assert _weekday(time_us_N).tolist() == time.dt.weekday().to_list()
 
 
 def test_a_row_without_an_outcome_or_a_weight_has_none(dataset, fitted):
