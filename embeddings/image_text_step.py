@@ -9,7 +9,6 @@ texts, T width of a text's vector.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +30,7 @@ from embeddings.model import DashClip
 from embeddings.pictures import Patch, Pictures
 from embeddings.queue import KeyQueue
 from embeddings.ranks import Ranks
-
-Objective = Literal["in_batch", "momentum", "sigmoid", "all_texts"]
+from embeddings.stage1_config import Objective
 
 LENGTH_WASTE = 1.25
 """Texts of a batch run in several goes where padding would cost more than this."""

@@ -37,7 +37,8 @@ from embeddings.schedule import (
     refuse_nan,
     update_,
 )
-from embeddings.stages import MAX_TEMPERATURE, MIN_TEMPERATURE, Progress
+from embeddings.stage1_config import MAX_TEMPERATURE, MIN_TEMPERATURE
+from embeddings.stages import Progress
 from embeddings.text import tokenize
 
 if TYPE_CHECKING:

@@ -5,13 +5,10 @@ Shape letters: B images, S pixels a side.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor
 
-ImageViews = Literal["one", "mirror", "crops"]
-"""The image; also its mirror image; or both with the centre and the four corners of each."""
+from embeddings.stage1_config import ImageViews
 
 CROP = 0.8
 """Side of a crop as a share of the image's."""

@@ -31,7 +31,8 @@ from embeddings.schedule import (
     learning_rate_factor,
     take_step_,
 )
-from embeddings.stages import MAX_TEMPERATURE, MIN_TEMPERATURE, Progress
+from embeddings.stage1_config import MAX_TEMPERATURE, MIN_TEMPERATURE
+from embeddings.stages import Progress
 
 if TYPE_CHECKING:
     from embeddings.stage2 import Stage2Config

@@ -15,9 +15,6 @@ from embeddings.model import DashClip
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called after each step with stage, steps done, steps in all, and metrics."""
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
-"""The learnable temperature stays between these, as in ALBEF."""
-
 
 def finished_stage(out: str | Path | None, run: dict[str, object]) -> DashClip | None:
     """Return the model in ``out`` if the very same run made it, None if there is nothing.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from embeddings.stage2 import Stage2Config
+from embeddings.stage2_config import Stage2Config
 from experiments.terminal import JsonFile, new_progress, print_table, write_figures
 
 Settings = Annotated[Stage2Config, tyro.conf.arg(name="")]

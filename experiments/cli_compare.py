@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 from tyro.extras import SubcommandApp
 
+from experiments.agreement_config import AgreementConfig
 from experiments.config import RunConfig
-from experiments.seed_agreement import AgreementConfig
 from experiments.terminal import (
     JsonFile,
     new_progress,

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.extras import SubcommandApp
 
-from embeddings.relevance.judge_training import JudgeConfig
+from embeddings.relevance.judge_config import JudgeConfig
 from experiments.cli_label_llm import label_llm
 from experiments.terminal import JsonFile, new_progress, print_table, say, write_figures
 

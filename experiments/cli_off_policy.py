@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from experiments.logged_policy import OffPolicyConfig
+from experiments.off_policy_config import OffPolicyConfig
 from experiments.terminal import JsonFile, print_table, say, write_figures
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from experiments.capacity_plan import PlanConfig
 from experiments.config import RunConfig
+from experiments.plan_config import PlanConfig
 from experiments.terminal import (
     JsonFile,
     new_progress,

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from experiments.terminal import JsonFile, new_progress, print_figures, say, write_figures
-from experiments.tune import TuneConfig
+from experiments.tune_config import TuneConfig
 
 
 def tune(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from embeddings.stage1 import Stage1Config
-from embeddings.stage2 import Stage2Config
-from experiments.more_labels import labels_digests
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
+from experiments.label_files import labels_digests
 from experiments.variants import VectorSource
 from features.arrays import FeatureArrays
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 
 class AbConfig(BaseModel):

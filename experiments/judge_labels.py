@@ -11,7 +11,7 @@ from embeddings.baselines import off_the_shelf_products, off_the_shelf_queries
 from embeddings.evaluate import CosineScores
 from embeddings.relevance.audit import Audit, audit_labels
 from embeddings.relevance.judge import Judge, train_judge
-from embeddings.relevance.judge_training import JudgeConfig
+from embeddings.relevance.judge_config import JudgeConfig
 from embeddings.relevance.label_parquet import Labelled, label_parquet, write_table_
 from embeddings.relevance.thresholds import sample_pairs, threshold_labels
 from embeddings.relevance_split import split_relevance

@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.off_policy import (
     Estimate,
     Support,
-    SupportLimits,
     clipped_ips,
     cross_fitted_rewards,
     doubly_robust,
@@ -26,31 +24,10 @@ from experiments.off_policy import (
     snips,
     support_of,
 )
+from experiments.off_policy_config import OffPolicyConfig
 
 PROBABILITY_TOLERANCE = 1e-3
 """The target's probabilities of a context may sum to 1 within this."""
-
-
-class OffPolicyConfig(BaseModel):
-    """Which columns mean what, and when an estimate is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    action: str = "product_id"
-    """Column of what was chosen."""
-    propensity: str = "propensity"
-    """Column of the chance with which the logging policy chose it."""
-    reward: str = "clicked"
-    """Column of what it earned."""
-    context: tuple[str, ...] = ()
-    """Columns on which both policies depend, such as position and campaign."""
-    cluster: str | None = None
-    """Column of the unit of chance for the intervals, such as user_id; rows if None."""
-    largest_weight: float = Field(default=10.0, gt=0)
-    """Where ``clipped`` cuts the weights."""
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    limits: SupportLimits = SupportLimits()
-    """Of support; below them the estimate is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

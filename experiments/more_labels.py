@@ -9,9 +9,7 @@ import polars as pl
 
 from embeddings.relevance_split import split_relevance
 from embeddings.soft_labels import CHANCE_COLUMNS
-from features.file_sum import file_sha256
-
-NEEDED = ("query_id", "product_id", "label", "source")
+from experiments.label_files import refuse_other_files
 
 
 def with_more_labels(
@@ -35,39 +33,10 @@ def with_more_labels(
     """
     tables = [_in_common(train_pairs)]
     for file in files:
-        _refuse_other_files(file)
+        refuse_other_files(file)
         found = _in_common(pl.read_parquet(file))
         tables.append(split_relevance(found.filter(pl.col("label").is_not_null()), queries)[0])
     return pl.concat(tables)
-
-
-def labels_digests(files: Sequence[Path]) -> list[str]:
-    """SHA-256 of each file, which makes a run with it another run than one without.
-
-    Raises:
-        ValueError: If one is not there, or no table of labels.
-    """
-    for file in files:
-        _refuse_other_files(file)
-    return [file_sha256(file) for file in files]
-
-
-def _refuse_other_files(file: Path) -> None:
-    if not file.is_file():
-        raise ValueError(
-            f"labels={str(file)!r}: there is no such file; `adtower label judge` and `label llm` "
-            "write relevance.parquet"
-        )
-    try:
-        columns = pl.read_parquet_schema(file)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"labels={str(file)!r} is not parquet: {error}") from None
-    missing = [name for name in NEEDED if name not in columns]
-    if missing:
-        raise ValueError(
-            f"labels={str(file)!r} lacks the columns {', '.join(missing)}; it has "
-            f"{', '.join(columns)}"
-        )
 
 
 def _in_common(pairs: pl.DataFrame) -> pl.DataFrame:

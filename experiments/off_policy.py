@@ -14,27 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
-
-class SupportLimits(BaseModel):
-    """Below these an estimate is refused; they are limits of support, not of quality."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    min_effective_rows: float = Field(default=500.0, ge=1)
-    """Effective sample size of the weights, in rows."""
-    min_effective_share: float = Field(default=0.01, ge=0, le=1)
-    """The same as a share of the rows."""
-    max_weight_share: float = Field(default=0.05, gt=0, le=1)
-    """Largest share of all weight that one row may carry."""
-    max_unsupported: float = Field(default=0.01, ge=0, le=1)
-    """Share of the target policy's choices that the log never took in that context."""
-    min_rewarded_rows: int = Field(default=20, ge=1)
-    """Rows with a reward and a weight above 0: with fewer no interval means anything."""
-    max_mean_weight_error: float = Field(default=5.0, gt=0)
-    """The mean weight is 1 in expectation; it may be off by so many of its standard errors."""
+from experiments.off_policy_config import SupportLimits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from embeddings.relevance.judge import train_judge
-from embeddings.relevance.judge_training import JudgeConfig
+from embeddings.relevance.judge_config import JudgeConfig
 from embeddings.relevance.label_parquet import label_parquet, write_table_
 from embeddings.relevance_split import split_relevance
 from embeddings.stage1 import Stage1Config, train_stage1

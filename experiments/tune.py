@@ -8,15 +8,13 @@ worse than that on the validation rows. Test rows are left alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.config import RunConfig
 from experiments.pipeline import Run
 from experiments.progress import Progress, Silent
 from experiments.training import limited_threads, new_model
+from experiments.tune_config import TuneConfig
 from experiments.variants import Variant
 from features.examples import Examples
 from ranking.tower import TowerRanker
@@ -33,29 +31,6 @@ _MLPS: dict[str, tuple[int, ...]] = {
     "256 128": (256, 128),
     "400 400 400": (400, 400, 400),
 }
-
-
-class TuneConfig(BaseModel):
-    """What a search is for, and how long it goes on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data: Path
-    """The dataset: a folder with a dataset.toml."""
-    features: Path | None = None
-    """What `adtower features build` wrote of this dataset, to be read where it lies on disk."""
-    out: Path
-    """Folder of the search; new, or that of an earlier search of the same data and variant."""
-    trials: int = Field(default=30, ge=1)
-    """Models trained in all, those of earlier calls included."""
-    variant: str = "production"
-    """Whose click model; one with vectors makes them first, as `adtower run` does."""
-    seed: int = Field(default=0, ge=0)
-    """Of the search and of every model."""
-    max_epochs: int = Field(default=3, ge=1)
-    """Passes over the training rows at most, for every trial."""
-    threads: int = Field(default=1, ge=1)
-    """Threads of a training; another number changes the last digits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -59,4 +58,7 @@ def use_bf16(choice: Literal["auto", "on", "off"]) -> bool:
     """
     if choice != "auto":
         return choice == "on"
+    # Here, so that settings can be read before torch is loaded.
+    import torch
+
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

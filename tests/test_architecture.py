@@ -17,6 +17,7 @@ WITHOUT_TORCH = (
     "ranking.intervals",
     "ranking.bundle",
     "ranking.score",
+    "experiments.cli",
 )
 
 
@@ -52,7 +53,7 @@ def test_a_backward_import_would_be_found(tmp_path):
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_scoring_and_data_do_not_load_torch(module):
+def test_scoring_data_and_the_command_line_do_not_load_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

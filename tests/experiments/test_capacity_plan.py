@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from experiments import capacity_plan
-from experiments.capacity_plan import PlanConfig, make_plan, measured_speed
+from experiments.capacity_plan import make_plan, measured_speed
+from experiments.plan_config import PlanConfig
 from ranking.checkpoint import write_manifest
 from ranking.fit_job import FitJob
 from ranking.tower_config import TowerConfig

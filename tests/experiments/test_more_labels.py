@@ -8,8 +8,9 @@ from embeddings.stage1 import Stage1Config
 from embeddings.stage2 import Stage2Config
 from experiments import commands, embed_evaluation, vectors
 from experiments.config import EmbedConfig, RunConfig
+from experiments.label_files import labels_digests
 from experiments.marketplace.world import make_world
-from experiments.more_labels import labels_digests, with_more_labels
+from experiments.more_labels import with_more_labels
 from features.dataset import Dataset
 
 QUERIES = pl.DataFrame({"query": [f"query {n}" for n in range(40)]}).with_columns(

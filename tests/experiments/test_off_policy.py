@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.logged_policy import OffPolicyConfig, evaluate_policy, policy_of_log
+from experiments.logged_policy import evaluate_policy, policy_of_log
 from experiments.off_policy import (
     SupportLimits,
     clipped_ips,
@@ -21,6 +21,7 @@ from experiments.off_policy import (
     snips,
     support_of,
 )
+from experiments.off_policy_config import OffPolicyConfig
 
 OPEN_BANDIT = Path(__file__).parents[3] / "shared/data/open_bandit_small/impressions.parquet"
 COLUMNS = OffPolicyConfig(action="a", propensity="p", reward="r", context=("x",))

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from embeddings.relevance.judge_training import JudgeConfig
+from embeddings.relevance.judge_config import JudgeConfig
 from embeddings.relevance_split import split_relevance
 from embeddings.stage1 import Stage1Config
 from embeddings.stage2 import Stage2Config

@@ -8,8 +8,9 @@ import pytest
 from embeddings.stage1 import Stage1Config
 from embeddings.stage2 import Stage2Config
 from experiments import seed_agreement as module
+from experiments.agreement_config import AgreementConfig
 from experiments.marketplace.world import World, make_world
-from experiments.seed_agreement import AgreementConfig, click_rates, seed_agreement
+from experiments.seed_agreement import click_rates, seed_agreement
 from ranking.tower import TowerConfig
 
 TINY = {

@@ -14,7 +14,8 @@ from experiments import commands, schedule_trainings
 from experiments.config import RunConfig
 from experiments.marketplace.world import make_world
 from experiments.pipeline import Run
-from experiments.tune import TuneConfig, tune
+from experiments.tune import tune
+from experiments.tune_config import TuneConfig
 from features.array_record import write_record
 from features.build import build_features
 from features.dataset import Dataset

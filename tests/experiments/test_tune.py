@@ -5,7 +5,8 @@ import builtins
 import pytest
 
 from experiments.marketplace.world import make_world
-from experiments.tune import TuneConfig, TuneResult, tune
+from experiments.tune import TuneResult, tune
+from experiments.tune_config import TuneConfig
 from features.pipeline import FeaturePipeline
 
 

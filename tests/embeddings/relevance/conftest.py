@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from embeddings.relevance.judge import train_judge
-from embeddings.relevance.judge_training import JudgeConfig
+from embeddings.relevance.judge_config import JudgeConfig
 from embeddings.relevance_split import split_relevance
 
 
