@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from embeddings.encoders import TextShape
 from embeddings.image_encoder import ImageShape
-from embeddings.read_views import ImageViews, read_pixels
+from embeddings.read_views import read_pixels
+from embeddings.stage1_config import ImageViews
 from embeddings.transformer import Norm
 
 RANDOM_TEXT = TextShape(

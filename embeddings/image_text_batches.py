@@ -20,7 +20,7 @@ from embeddings.images import ImageTable
 from embeddings.schedule import Batches, generator_at
 
 if TYPE_CHECKING:
-    from embeddings.stage1 import Stage1Config
+    from embeddings.stage1_config import Stage1Config
 
 WHOLE, IMAGE_ONLY, TEXT_ONLY = 0, 1, 2
 """Kinds of rows: with image and text, or with one of them shown twice."""

@@ -42,7 +42,7 @@ from embeddings.stages import Progress
 from embeddings.text import tokenize
 
 if TYPE_CHECKING:
-    from embeddings.stage1 import Stage1Config
+    from embeddings.stage1_config import Stage1Config
 
 STATE_SECONDS = 60.0
 """Time from one training state on disk to the next: what a kill costs at most."""

@@ -14,7 +14,7 @@ from embeddings.encoders import TextShape
 from embeddings.image_encoder import ImageShape
 from embeddings.pretrained import read_image_shape, read_text_shape
 from embeddings.pretrained_pair import Projections, has_cross_attention, read_projections
-from embeddings.read_views import ImageViews
+from embeddings.stage1_config import ImageViews
 from embeddings.text import load_tokenizer
 from embeddings.weights import RANDOM_SOURCE, ResolvedWeights
 

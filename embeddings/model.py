@@ -35,7 +35,8 @@ from embeddings.precision import Precision, choose_precision
 from embeddings.pretrained import load_image_, load_text_
 from embeddings.pretrained_pair import load_fusion_
 from embeddings.product_features import ProductFeatures, ProductProjection
-from embeddings.read_views import ImageViews, views_of
+from embeddings.read_views import views_of
+from embeddings.stage1_config import ImageViews
 from embeddings.text import TokenTable, product_texts, tokenize
 from embeddings.weights import ResolvedWeights
 

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embeddings.augment import ViewConfig, apply_views
+from embeddings.augment import apply_views
 from embeddings.cached_text import CACHE_LIMIT_BYTES
 from embeddings.model import EMBED_BATCH, DashClip, scale_pixels
+from embeddings.view_config import ViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from embeddings.stage1_config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from embeddings.stages import Progress
 
 if TYPE_CHECKING:
-    from embeddings.stage2 import Stage2Config
+    from embeddings.stage2_config import Stage2Config
 
 STATE_SECONDS = 60.0
 """Time from one training state on disk to the next: what a kill costs at most."""

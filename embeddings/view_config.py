@@ -46,17 +46,3 @@ class ViewConfig(BaseModel):
         """Numbers K that one image needs."""
         more = (self.rotation_degrees, self.horizontal_flip, self.saturation, self.hue_degrees)
         return ALL_DRAWS if self.aspect > 1 or any(more) or self.erase else PLAIN_DRAWS
-
-
-def photo_views() -> ViewConfig:
-    """Views for photos taken by hand, where place, size, tilt and light say nothing."""
-    return ViewConfig(
-        min_scale=0.7,
-        aspect=1.2,
-        rotation_degrees=15.0,
-        shift=0.1,
-        horizontal_flip=0.5,
-        brightness=0.3,
-        contrast=0.3,
-        saturation=0.3,
-    )

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from embeddings.evaluate import CosineScores, relevance_aucs
 from embeddings.model import DashClip
 from embeddings.relevance_split import query_tenth, split_relevance
-from embeddings.stage2 import Stage2Config, train_stage2
+from embeddings.stage2 import train_stage2
+from embeddings.stage2_config import Stage2Config
 from embeddings.store import VectorStore
 from experiments.progress import Progress, Silent
 from experiments.true_relevance import true_labels

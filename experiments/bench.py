@@ -42,7 +42,8 @@ from ranking.export import export_bundle
 from ranking.intervals import auc_components, auc_estimate
 from ranking.metrics import auc_by_group
 from ranking.score import Scorer
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 
 REPEATS, REPEAT_SECONDS = 3, 10.0
 TABLE_ROWS = 100_000

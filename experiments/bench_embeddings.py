@@ -14,7 +14,8 @@ import polars as pl
 from PIL import Image
 
 from embeddings.baselines import text_vectors
-from embeddings.stage1 import Stage1Config, train_stage1
+from embeddings.stage1 import train_stage1
+from embeddings.stage1_config import Stage1Config
 from embeddings.weights import find_text_weights
 from experiments.bench_data import texts_of
 from experiments.bench_embedding_peers import (

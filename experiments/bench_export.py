@@ -37,7 +37,7 @@ from ranking.lowering import write_network_
 from ranking.model import ClickNetwork
 from ranking.network import build_network
 from ranking.predictor import open_session
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 CANDIDATES = (100, 500)
 DIM, HISTORY = 128, 20

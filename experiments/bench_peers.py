@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from features.examples import Examples
 from ranking.model import ClickNetwork, ProductionTower
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 PADDED_TOKENS = 128
 """What MiniLM's own tokenizer file pads every text to."""

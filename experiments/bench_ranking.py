@@ -35,7 +35,8 @@ from features.peak_memory import peak_bytes
 from ranking.intervals import auc_components, auc_difference
 from ranking.metrics import auc
 from ranking.step_kernels import step_kernels
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 from ranking.train_config import use_bf16
 
 BATCH, EPOCHS, LR = 4096, 1, 1e-3

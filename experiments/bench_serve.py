@@ -33,7 +33,8 @@ from ranking.bundle import open_bundle
 from ranking.export import export_bundle
 from ranking.request import request_of
 from ranking.score import Scorer
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 
 CANDIDATES, CLIENTS, REQUESTS, RELOADS = 100, (1, 4), 300, 10
 DIM = 128

@@ -13,8 +13,10 @@ from embeddings.relevance.judge import train_judge
 from embeddings.relevance.judge_config import JudgeConfig
 from embeddings.relevance.label_parquet import label_parquet, write_table_
 from embeddings.relevance_split import split_relevance
-from embeddings.stage1 import Stage1Config, train_stage1
-from embeddings.stage2 import Stage2Config, train_stage2
+from embeddings.stage1 import train_stage1
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2 import train_stage2
+from embeddings.stage2_config import Stage2Config
 from experiments.commands import embed
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.homedepot_figures import added_figures, judge_figures, stored_figures

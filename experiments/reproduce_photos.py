@@ -20,11 +20,12 @@ from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from embeddings.augment import ViewConfig
 from embeddings.baselines import off_the_shelf_products
 from embeddings.cross_modal import linear_probe_f1, recall_at, retrieval_ranks
 from embeddings.model import DashClip
-from embeddings.stage1 import Stage1Config, train_stage1
+from embeddings.stage1 import train_stage1
+from embeddings.stage1_config import Stage1Config
+from embeddings.view_config import ViewConfig
 from experiments.importers import import_fashion
 from experiments.progress import Progress, Silent
 from experiments.records import write_json, write_metrics

@@ -6,13 +6,13 @@ import shutil
 import polars as pl
 import pytest
 
-from embeddings.stage1 import Stage1Config
-from embeddings.stage2 import Stage2Config
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
 from experiments import commands
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.marketplace.world import make_world
 from ranking.certificate import verify_bundle
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 TINY = {
     "stage1": Stage1Config(

@@ -17,7 +17,8 @@ from ranking.baselines import (
 )
 from ranking.contract import load_click_model
 from ranking.metrics import auc
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 
 TOWER = {"batch_size": 128, "max_epochs": 3, "projected_dim": 8, "sparse_lr": 0.05, "lr": 3e-3}
 

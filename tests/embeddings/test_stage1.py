@@ -15,7 +15,6 @@ import torch
 
 from embeddings import arithmetic, image_text_training
 from embeddings.arithmetic import settle_arithmetic_
-from embeddings.augment import ViewConfig
 from embeddings.cached_text import CachedStates
 from embeddings.image_encoder import ImageEncoder
 from embeddings.image_text_batches import (
@@ -37,9 +36,11 @@ from embeddings.precision import Precision
 from embeddings.product_groups import product_groups
 from embeddings.queue import KeyQueue
 from embeddings.ranks import Ranks
-from embeddings.stage1 import Stage1Config, _initial_model, train_stage1
+from embeddings.stage1 import _initial_model, train_stage1
+from embeddings.stage1_config import Stage1Config
 from embeddings.tensor_file import write_tensors_
 from embeddings.text import product_texts, tokenize
+from embeddings.view_config import ViewConfig
 from embeddings.weights import find_image_weights, find_text_weights
 
 OBJECTIVES = ("in_batch", "momentum", "sigmoid")
@@ -559,7 +560,8 @@ RANKED = """
     import torch
     from embeddings.precision import FLOAT32
     from embeddings import arithmetic as module
-    from embeddings.stage1 import Stage1Config, train_stage1
+    from embeddings.stage1 import train_stage1
+    from embeddings.stage1_config import Stage1Config
 
     module.choose_precision = lambda *given, **named: FLOAT32
     torch.set_num_threads(1)

@@ -10,7 +10,8 @@ from embeddings.alignment_sides import TrainedProducts, draw_hidden, hide_tokens
 from embeddings.evaluate import relevance_aucs
 from embeddings.images import decode_images
 from embeddings.stage1 import train_stage1
-from embeddings.stage2 import Stage2Config, state_folder, train_stage2
+from embeddings.stage2 import state_folder, train_stage2
+from embeddings.stage2_config import Stage2Config
 from embeddings.text import product_texts
 
 WHOLE = {"hard_negatives": 1, "mine_every": 7, "bank": 40, "token_dropout": 0.1}

@@ -11,7 +11,8 @@ from embeddings.evaluate import evaluate_embeddings
 from embeddings.model import DashClip
 from embeddings.schedule import adamw, learning_rate_factor, take_step_
 from embeddings.stage1 import product_groups, train_stage1
-from embeddings.stage2 import Stage2Config, train_stage2
+from embeddings.stage2 import train_stage2
+from embeddings.stage2_config import Stage2Config
 from embeddings.store import VectorStore
 
 

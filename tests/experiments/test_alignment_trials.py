@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from embeddings.relevance_split import is_test_query, query_tenth
-from embeddings.stage1 import Stage1Config, train_stage1
-from embeddings.stage2 import Stage2Config
+from embeddings.stage1 import train_stage1
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
 from embeddings.store import VectorStore
 from experiments import alignment_trials
 from experiments.alignment_trials import compare_alignments, ratio_settings

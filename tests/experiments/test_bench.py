@@ -11,7 +11,7 @@ from experiments.bench_peers import train_plainly
 from experiments.bench_stages import BENCH_STAGES
 from features.dataset import Dataset
 from features.schema import DatasetSpec
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from embeddings.stage1 import Stage1Config
-from embeddings.stage2 import Stage2Config
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
 from experiments import commands
 from experiments.config import RunConfig
 from experiments.joined_runs import join_runs
 from experiments.marketplace.world import make_world
 from experiments.run_folder import RunFolder, full_disk_named
 from experiments.tracking import EXPERIMENT, default_uri
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 ROOT = Path(__file__).parents[2]
 TINY = {

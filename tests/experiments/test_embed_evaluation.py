@@ -13,8 +13,8 @@ from embeddings.evaluate import evaluate_scores
 from embeddings.query_bootstrap import Estimate
 from embeddings.relevance_split import split_relevance
 from embeddings.scores import CosineScores
-from embeddings.stage1 import Stage1Config
-from embeddings.stage2 import Stage2Config
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
 from embeddings.store import VectorStore
 from experiments import commands
 from experiments.config import EmbedConfig

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embeddings.stage1 import Stage1Config
-from embeddings.stage2 import Stage2Config
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
 from experiments import commands
 from experiments.comparison import Comparison, VariantResult
 from experiments.config import RunConfig
@@ -18,7 +18,7 @@ from experiments.marketplace.world import make_world
 from experiments.model_registry import choose, refuse_pickles, register_run
 from experiments.run_comparison import COMPARISON
 from experiments.tracking import default_uri
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*type hint:UserWarning"),

@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from embeddings.relevance_split import is_test_query
-from embeddings.stage1 import Stage1Config
-from embeddings.stage2 import Stage2Config
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
 from experiments import commands, embed_evaluation, vectors
 from experiments.config import EmbedConfig, RunConfig
 from experiments.label_files import labels_digests

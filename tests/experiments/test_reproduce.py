@@ -8,15 +8,15 @@ import pytest
 
 from embeddings.relevance.judge_config import JudgeConfig
 from embeddings.relevance_split import split_relevance
-from embeddings.stage1 import Stage1Config
-from embeddings.stage2 import Stage2Config
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
 from experiments import reproduce as module
 from experiments.config import AbConfig, EmbedConfig, RunConfig
 from experiments.homedepot_labels import nearest_unjudged, with_chances
 from experiments.records import read_json, read_metrics, write_json
 from experiments.reproduce import homedepot_csv, reproduce
 from features.dataset import Dataset
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 TINY_RUN = {

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from embeddings.stage1 import Stage1Config
+from embeddings.stage1_config import Stage1Config
 from experiments.records import read_metrics
 from experiments.reproduce_photos import (
     HELD_CLASSES,

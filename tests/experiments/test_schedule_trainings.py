@@ -23,7 +23,7 @@ from experiments.schedule_trainings import (
 from experiments.training import Parts, limited_threads, train_once
 from experiments.variants import REGISTRY
 from features.array_record import write_record
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 ROOT = Path(__file__).parents[2]
 TOWER = TowerConfig(max_epochs=2, batch_size=256, production_mlp=(16,), cross_layers=1)

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from embeddings.stage1 import Stage1Config
-from embeddings.stage2 import Stage2Config
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
 from experiments import seed_agreement as module
 from experiments.agreement_config import AgreementConfig
 from experiments.marketplace.world import World, make_world
 from experiments.seed_agreement import click_rates, seed_agreement
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 TINY = {
     "products": 120,

@@ -22,7 +22,7 @@ from features.dataset import Dataset
 from features.examples import Examples
 from features.pipeline import FeaturePipeline
 from ranking.certificate import verify_bundle
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 QUICK = {
     "tower": TowerConfig(max_epochs=1, batch_size=100, production_mlp=(16,), cross_layers=1),

@@ -19,7 +19,7 @@ from experiments.marketplace.world import make_world
 from experiments.torchrun import torchrun
 from features.build import build_features
 from ranking import fit_leader
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 ROOT = Path(__file__).parents[2]
 RANKED = """

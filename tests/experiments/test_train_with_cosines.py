@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from embeddings.stage1 import Stage1Config
-from embeddings.stage2 import Stage2Config
+from embeddings.stage1_config import Stage1Config
+from embeddings.stage2_config import Stage2Config
 from embeddings.store import VectorStore
 from experiments import commands, pipeline, tune
 from experiments.config import RunConfig
@@ -15,7 +15,7 @@ from experiments.pipeline import Run
 from features.build import build_features
 from features.pipeline import FeaturePipeline
 from ranking.certificate import verify_bundle
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 
 QUICK = {
     "stage1": Stage1Config(

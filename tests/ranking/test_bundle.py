@@ -16,7 +16,8 @@ from ranking.certificate import verify_bundle
 from ranking.ensemble import Ensemble
 from ranking.export import export_bundle
 from ranking.score import Scorer
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 
 
 @pytest.fixture(scope="module")

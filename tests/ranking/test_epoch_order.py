@@ -9,7 +9,8 @@ import torch
 from ranking.epoch_order import corrected, order_of_epoch, rows_of_epoch, sampled_shift
 from ranking.inputs import ExampleTensors
 from ranking.plateau import Plateau
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 
 LABELS = torch.tensor([1.0] * 10 + [0.0] * 90)
 

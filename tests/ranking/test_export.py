@@ -28,7 +28,8 @@ from ranking.golden import CASE, SAMPLE
 from ranking.metrics import auc
 from ranking.model_card import CardFacts
 from ranking.score import Scorer
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 
 SMALL = {"batch_size": 64, "max_epochs": 2, "projected_dim": 8, "sparse_lr": 0.05}
 PLATT = Platt(slope=0.7, intercept=-0.4)

@@ -21,7 +21,8 @@ from ranking.network import build_network
 from ranking.predictor import open_session
 from ranking.quantise import ByteTable, with_rounded_tables
 from ranking.semantic_ids import ResidualCodebook
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 
 TOLERANCE = 1e-6
 NETWORKS = {

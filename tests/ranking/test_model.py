@@ -10,7 +10,7 @@ from ranking.fused_tables import FusedTables
 from ranking.inputs import ExampleTensors, FrozenVectors
 from ranking.layers import CrossNetwork
 from ranking.network import build_network
-from ranking.tower import TowerConfig
+from ranking.tower_config import TowerConfig
 from ranking.vector_features import VectorFeatures
 
 

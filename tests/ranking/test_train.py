@@ -15,7 +15,8 @@ from ranking.metrics import auc, log_loss_nats
 from ranking.model import ClickNetwork, Hidden
 from ranking.network import build_network
 from ranking.plateau import Plateau
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 from ranking.train import Training, train_network
 from ranking.train_config import use_bf16
 

@@ -14,7 +14,8 @@ import pytest
 from safetensors import SafetensorError
 
 from embeddings import tensor_file
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 from ranking.training_checkpoints import Cadence, Checkpoints
 
 SETTINGS = {

@@ -8,7 +8,8 @@ import torch
 
 from ranking.contract import InputSignature
 from ranking.network import build_network
-from ranking.tower import TowerConfig, TowerRanker
+from ranking.tower import TowerRanker
+from ranking.tower_config import TowerConfig
 from ranking.train import predict_network
 from ranking.warm_start import carry_over_
 
