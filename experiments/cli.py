@@ -115,7 +115,7 @@ def embed(config: EmbedSettings, json: JsonFile = None) -> None:
 
 @app.command(name="train")
 def train(config: Settings, json: JsonFile = None) -> None:
-    """Train pCTR models; prints validation figures and leaves the test rows alone.
+    """Train pCTR models; prints validation figures. The clicks of test rows are not read.
 
     Args:
         config: Settings of the run; --variants production trains the model without vectors.

@@ -46,7 +46,7 @@ _PROOF_ROWS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Trainings:
-    """Click models just trained, judged on validation rows; test rows were not looked at."""
+    """Click models just trained, judged on validation rows; clicks of test rows were not read."""
 
     folder: Path
     metrics: dict[str, float]
@@ -158,7 +158,7 @@ def embed(config: EmbedConfig, progress: Progress | None = None) -> dict[str, di
 
 
 def train(config: RunConfig, progress: Progress | None = None) -> Trainings:
-    """Train click models and judge them on validation rows; ``evaluate`` reads the test rows.
+    """Train click models and judge them on validation rows; ``evaluate`` reads test clicks.
 
     Under torchrun the first rank does all of this but the fits of click networks, which all ranks
     carry out together with sharded id tables; vectors are best made before (``embed``).
