@@ -71,6 +71,10 @@ class FusedTables(nn.Module):
         """Return each feature's table, shape (V, E), in the order of ``names``."""
         return list(self.table)
 
+    def end_to_end(self) -> Tensor:
+        """Return all tables one behind another: the rows that ``weights`` shows, not a copy."""
+        return self._rows.weight_VE
+
     def accumulators(self) -> list[Tensor]:
         """Return Adagrad's sum of each row, shape (V,), in the order of ``names``."""
         return list(self._rows.sum_V.split(self.sizes))

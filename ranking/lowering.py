@@ -79,8 +79,8 @@ def write_network_(
     vectors = _Vectors(graph, signature.vectors_dim) if signature.vectors_dim is not None else None
     parts: Parts = []
     if isinstance(tables, FusedTables):
-        weights = [_array(weight) for weight in tables.weights()]
-        table = _Table(graph, weights, int8=int8_tables)
+        first_F = np.cumsum([0, *tables.sizes[:-1]])
+        table = _Table(graph, _array(tables.end_to_end()), first_F, int8=int8_tables)
         gate = network.production.gate
         own = None if gate is None else network.production.gated
         parts += columns.embedded(table, apart=own)
@@ -130,8 +130,8 @@ def write_logistic_(
     parts: Parts = []
     ones: list[float] = []
     if signature.sparse_names:
-        weights = np.split(model.weight_W[:ids, None], model.first_weight_F[1:-1])
-        parts += columns.embedded(_Table(graph, weights, int8=False))
+        first_F = np.asarray(model.first_weight_F[:-1])
+        parts += columns.embedded(_Table(graph, model.weight_W[:ids, None], first_F, int8=False))
         ones = [1.0] * len(signature.sparse_names)
     parts += columns.dense(width_of(parts))
     if signature.vectors_dim is not None:
@@ -146,11 +146,13 @@ def write_logistic_(
 class _Table:
     """All id tables end to end, gathered from by the number of the row."""
 
-    def __init__(self, graph: Graph, weights: list[NDArray], *, int8: bool) -> None:
-        self.graph, self.width = graph, weights[0].shape[1]
-        self.first_F = np.cumsum([0, *(len(weight_VE) for weight_VE in weights[:-1])])
+    def __init__(
+        self, graph: Graph, table_VE: NDArray, first_F: NDArray[np.integer], *, int8: bool
+    ) -> None:
+        self.graph, self.width = graph, table_VE.shape[1]
+        self.first_F = first_F
         self.scales = None
-        table_VE = as_float(np.concatenate(weights))
+        table_VE = as_float(table_VE)
         if int8:
             byte_table = ByteTable.of(table_VE)
             self.rows = graph.weight("tables_int8", byte_table.byte_VE)

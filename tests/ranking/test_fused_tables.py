@@ -54,6 +54,13 @@ def test_the_updates_are_those_of_torchrec(tables):
         torch.testing.assert_close(own_VE.detach(), weight_VE.detach(), rtol=1e-6, atol=1e-7)
 
 
+def test_tables_lie_end_to_end_and_are_not_copied(tables):
+    whole_VE = tables.end_to_end()
+    assert torch.equal(whole_VE, torch.cat([weight.detach() for weight in tables.weights()]))
+    tables.weights()[1].data.fill_(3.0)
+    assert (whole_VE[SIZES[0] :] == 3.0).all() and not (whole_VE[: SIZES[0]] == 3.0).any()
+
+
 def test_a_table_begun_anew_forgets_its_sums_too(tables):
     for sparse_BF, grad_BW in batches(3):
         tables(sparse_BF).backward(grad_BW)
