@@ -167,46 +167,23 @@ def _violations_of(table: str, column: Column, values: pl.Series) -> list[Violat
                 advice=f"it must be {_TYPES_IN_WORDS[column.kind]}",
             )
         ]
-    found = []
+    found: list[Violation] = []
+
+    def note(wrong: pl.Series, problem: str, advice: str) -> None:
+        row, count = first_where(wrong)
+        if count:
+            problem = problem.format(value=values[row])
+            place = {"table": table, "column": column.name, "row": row, "count": count}
+            found.append(Violation(**place, problem=problem, advice=advice))
+
     if not column.nullable and values.null_count():
-        row, count = first_where(values.is_null())
-        found.append(
-            Violation(
-                table=table,
-                column=column.name,
-                row=row,
-                count=count,
-                problem="the value is missing",
-                advice="this column must have a value in every row",
-            )
-        )
+        note(values.is_null(), "the value is missing", "this column must have a value in every row")
     allowed = _VALUES_IN_WORDS.get(column.kind)
     if allowed and values.dtype != pl.Null:
-        row, count = first_where(~_in_range(values, column.kind))
-        if count:
-            found.append(
-                Violation(
-                    table=table,
-                    column=column.name,
-                    row=row,
-                    count=count,
-                    problem=f"the value is {values[row]!r}",
-                    advice=f"it must be {allowed}",
-                )
-            )
+        note(~_in_range(values, column.kind), "the value is {value!r}", f"it must be {allowed}")
     if column.name == UNIQUE_KEYS.get(table):
-        row, count = first_where(~values.is_first_distinct())
-        if count:
-            found.append(
-                Violation(
-                    table=table,
-                    column=column.name,
-                    row=row,
-                    count=count,
-                    problem=f"the key {values[row]!r} was there before",
-                    advice="each id must have one row",
-                )
-            )
+        repeated = ~values.is_first_distinct()
+        note(repeated, "the key {value!r} was there before", "each id must have one row")
     return found
 
 

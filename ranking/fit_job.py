@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -31,8 +30,7 @@ from ranking.contract import InputSignature
 from ranking.fused_tables import FirstRows, id_tables
 from ranking.inputs import ExampleTensors, FrozenVectors
 from ranking.model import ClickNetwork
-from ranking.network import build_network
-from ranking.row_memory import without_rows
+from ranking.network import network_to_fill
 from ranking.tower_config import TowerConfig
 from ranking.warm_start import adagrad_tensors, restore_adagrad_
 
@@ -124,8 +122,7 @@ class FitJob:
             rows: False for id tables without rows, whose shards ``first_rows`` fills.
         """
         folder = Path(folder)
-        with torch.random.fork_rng(devices=[]), nullcontext() if rows else without_rows():
-            network, _ = build_network(self.config, self.signature, self.history_rows)
+        network = network_to_fill(self.config, self.signature, self.history_rows, rows=rows)
         elsewhere = () if rows else tuple(f"{name}.table." for name, _ in id_tables(network))
         with safe_open(folder / WEIGHTS, "pt") as file:
             held = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from ranking.attention import HistoryAttention
 from ranking.contract import InputSignature
 from ranking.frequency_gate import FrequencyGate
-from ranking.fused_tables import FusedTables, TableGroup
+from ranking.fused_tables import FusedTables, TableGroup, id_tables
 from ranking.model import ClickNetwork, ProductionTower
 from ranking.position import PositionTower
+from ranking.row_memory import without_rows
 from ranking.tower_config import TowerConfig
 from ranking.vector_features import VectorFeatures, vector_widths
 
@@ -104,3 +107,28 @@ def _attention(
         softmax=config.attention_softmax,
     )
     return attention, tables
+
+
+def network_to_fill(
+    config: TowerConfig,
+    signature: InputSignature,
+    history_rows: int | None = None,
+    *,
+    rows: bool = True,
+) -> ClickNetwork:
+    """Return a network whose weights are about to be read: id tables are not drawn.
+
+    Torch's global generator is left as it is.
+
+    Args:
+        config: As ``build_network``.
+        signature: Likewise.
+        history_rows: Likewise.
+        rows: False for id tables without rows, which other ranks hold.
+    """
+    with torch.random.fork_rng(devices=[]), without_rows():
+        network, _ = build_network(config, signature, history_rows)
+    if rows:
+        for _, tables in id_tables(network):
+            tables.hold_again_()
+    return network

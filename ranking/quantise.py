@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ranking.fused_tables import FusedTables
 from ranking.metrics import auc, calibration_ratio
-from ranking.network import build_network
+from ranking.network import network_to_fill
 from ranking.tower import TowerRanker
 
 MAX_AUC_LOSS = 0.0005
@@ -98,8 +98,7 @@ def with_rounded_tables(model: TowerRanker) -> TowerRanker:
     rounded.signature_, rounded.checks_ = model.signature_, model.checks_
     rounded.precision_, rounded.codebook_ = model.precision_, model.codebook_
     rounded.history_rows_ = model.history_rows_
-    with torch.random.fork_rng(devices=[]):
-        network, _ = build_network(model.config, model.signature_, model.history_rows_)
+    network = network_to_fill(model.config, model.signature_, model.history_rows_)
     network.load_state_dict(model.network_.state_dict())
     tables = network.production.tables
     assert isinstance(tables, FusedTables)

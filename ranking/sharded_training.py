@@ -303,7 +303,7 @@ class ShardedTraining:
         rows = self._there([*inputs, label_B, *([] if weight_B is None else [weight_B])])
         loss_of = partial(self._loss, weighted=weight_B is not None, bf16=bf16)
         if self.parts > 1:
-            loss = backward_in_parts_(self.tables.values(), rows, self.parts, loss_of)
+            loss = backward_in_parts_(list(self.tables.values()), rows, self.parts, loss_of)
         else:
             loss = loss_of(rows)
         if not bool(torch.isfinite(loss)):

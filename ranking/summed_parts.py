@@ -8,7 +8,7 @@ Shape letters: B batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -19,7 +19,7 @@ from ranking.sharded_tables import ShardedTables
 
 
 def backward_in_parts_(
-    tables: Iterable[ShardedTables],
+    tables: Sequence[ShardedTables],
     batch: Sequence[Tensor],
     parts: int,
     loss_of: Callable[[Sequence[Tensor]], Tensor],
@@ -35,7 +35,6 @@ def backward_in_parts_(
         parts: How many ranks; B is a multiple of it.
         loss_of: The mean loss of some of the rows.
     """
-    tables = list(tables)
     recorder = _Recorder()
     with torch.no_grad(), _lookups(tables, recorder):
         loss_of(batch)
@@ -67,10 +66,9 @@ class _Recorder:
 
 @contextmanager
 def _lookups(
-    tables: Iterable[ShardedTables], answer: Callable[[ShardedTables, Tensor], Tensor]
+    tables: Sequence[ShardedTables], answer: Callable[[ShardedTables, Tensor], Tensor]
 ) -> Iterator[None]:
     """Let ``answer`` stand for the lookups of some tables."""
-    tables = list(tables)
     for table in tables:
         table.__dict__["forward"] = partial(answer, table)
     try:

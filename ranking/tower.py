@@ -31,12 +31,11 @@ from ranking.contract import InputSignature, Progress, check_examples, check_fit
 from ranking.entire_space import log_p_click_and_buy, outcomes
 from ranking.fit_job import FitJob
 from ranking.fit_leader import current_leader
-from ranking.fused_tables import FusedTables, TableGroup, id_tables
+from ranking.fused_tables import FusedTables, TableGroup
 from ranking.inputs import ExampleTensors, FrozenVectors, slices
 from ranking.model import ClickNetwork
-from ranking.network import build_network
+from ranking.network import build_network, network_to_fill
 from ranking.position import POSITION_COLUMN, position_column
-from ranking.row_memory import without_rows
 from ranking.sample_weights import sample_weights
 from ranking.semantic_ids import ResidualCodebook, with_semantic_ids
 from ranking.tower_config import TowerConfig
@@ -230,11 +229,7 @@ class TowerRanker:
         if model.config.semantic_levels:
             arrays = load_arrays(read_verified(Path(folder), "semantic_ids.safetensors"))
             model.codebook_ = ResidualCodebook(centroid_LKD=arrays["centroid"])
-        # The weights drawn here are overwritten at once; the caller's generator is left alone.
-        with torch.random.fork_rng(devices=[]), without_rows():
-            network, _ = build_network(model.config, model.signature_, model.history_rows_)
-        for _, tables in id_tables(network):
-            tables.hold_again_()
+        network = network_to_fill(model.config, model.signature_, model.history_rows_)
         network.load_state_dict(load_file(verified_file(Path(folder), WEIGHTS)))
         restore_adagrad_(network, load_file(verified_file(Path(folder), SUMS)))
         model.network_ = network.eval()

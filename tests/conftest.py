@@ -8,6 +8,7 @@ import pytest
 
 from features.embedding_join import Vectors
 from features.examples import Examples
+from ranking.tower_config import TowerConfig
 
 # No test times the machine or depends on what was once measured on it.
 os.environ["ADTOWER_PROBE"] = "off"
@@ -80,3 +81,22 @@ def small_log() -> SmallLog:
 def unit_rows(x_ND: np.ndarray) -> np.ndarray:
     """The rows scaled to length 1, as float32."""
     return (x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def fit_config() -> TowerConfig:
+    """A small network with all that training on ranks must do as one process does."""
+    return TowerConfig(
+        batch_size=48,
+        dropout=0.0,
+        vector_dropout=0.0,
+        bf16="off",
+        embedding_dim=8,
+        production_mlp=(16,),
+        head=(8,),
+        tower_mlp=(8, 4),
+        projected_dim=4,
+        attention="ids",
+        ema_decay=0.9,
+        negative_rate=0.8,
+    )

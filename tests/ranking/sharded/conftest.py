@@ -10,37 +10,15 @@ import torch.distributed as dist
 from embeddings.ranks import Ranks
 from ranking.fit_job import FitJob
 from ranking.tower import TowerRanker
-from ranking.tower_config import TowerConfig
-
-CONFIG = TowerConfig(
-    batch_size=48,
-    dropout=0.0,
-    vector_dropout=0.0,
-    bf16="off",
-    embedding_dim=8,
-    production_mlp=(16,),
-    head=(8,),
-    tower_mlp=(8, 4),
-    projected_dim=4,
-    attention="ids",
-    ema_decay=0.9,
-    negative_rate=0.8,
-)
 
 
 @pytest.fixture(scope="session")
-def fit_config():
-    """How the job of ``job_folder`` is fitted."""
-    return CONFIG
-
-
-@pytest.fixture(scope="session")
-def begun(shop):
+def begun(shop, fit_config):
     """A fit with vectors, a production tower and a table of its own for the history, of some of
     the non-clicks, with weights of rows and averages of weights; and its network."""
     weight_N = np.random.default_rng(0).uniform(0.5, 2.0, len(shop.examples)).astype(np.float32)
     rows = dataclasses.replace(shop.examples, weight_N=weight_N)
-    job, network, _ = TowerRanker(CONFIG).begin_fit_(
+    job, network, _ = TowerRanker(fit_config).begin_fit_(
         rows.take(slice(0, 480)), rows.take(slice(480, 600)), shop.vectors, seed=3
     )
     return job, network
@@ -68,4 +46,5 @@ def group_of_one():
 def dropping(job_folder):
     """A job with dropout, whose best check comes long before its end."""
     changes = {"dropout": 0.3, "vector_dropout": 0.2, "max_epochs": 4, "lr": 0.03, "patience": 99}
-    return dataclasses.replace(FitJob.read(job_folder), config=CONFIG.model_copy(update=changes))
+    job = FitJob.read(job_folder)
+    return dataclasses.replace(job, config=job.config.model_copy(update=changes))
