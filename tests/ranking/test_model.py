@@ -9,7 +9,7 @@ from ranking.contract import InputSignature
 from ranking.fused_tables import FusedTables
 from ranking.inputs import ExampleTensors, FrozenVectors
 from ranking.layers import CrossNetwork
-from ranking.network import build_network
+from ranking.network import build_network, network_to_fill
 from ranking.tower_config import TowerConfig
 from ranking.vector_features import VectorFeatures
 
@@ -127,3 +127,18 @@ def test_an_untrained_network_predicts_about_the_base_rate(small_log):
     batch = ExampleTensors(small_log.test, FrozenVectors(small_log.vectors)).batch(slice(None))
     p_click_B = torch.sigmoid(network.eval()(*batch))
     assert p_click_B.mean().item() == pytest.approx(0.04, rel=0.3)
+
+
+def test_a_network_to_fill_leaves_the_callers_generator_alone(small_log):
+    signature = InputSignature.of(small_log.train, small_log.vectors)
+    before = torch.get_rng_state()
+    filled = network_to_fill(TowerConfig(), signature)
+    without = network_to_fill(TowerConfig(), signature, rows=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn, _ = build_network(TowerConfig(), signature)
+    shapes = {name: value.shape for name, value in drawn.state_dict().items()}
+    for network, held in ((filled, True), (without, False)):
+        assert {n: v.shape for n, v in network.state_dict().items()} == shapes
+        assert {weight_VE.is_meta for weight_VE in network.production.tables.weights()} == {
+            not held
+        }
